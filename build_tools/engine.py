@@ -1,0 +1,181 @@
+"""Compile the native engine, `zloop._engine`, with the Zig compiler that the `ziglang` package brings.
+
+The packaging hook (hatch_build.py) calls `build`. Run as a program this file rebuilds the library in place for the
+interpreter that runs it, which is what an editable install loads:
+
+    python build_tools/engine.py            # ZLOOP_BUILD_MODE, ZLOOP_SYMBOLS and ZLOOP_ZIG apply
+
+`build-lib` is used rather than `zig build`: the latter first compiles its own build runner, which costs a user who
+installs from source a minute and a half. build.zig is for development only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import target as targets  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE_ROOT = ROOT / "src"
+PACKAGE_ROOT = ROOT / "python" / "zloop"
+CACHE_ROOT = ROOT / ".cache"
+MODES = ("fast", "safe", "debug")
+MODE_DEFAULT = "fast"
+
+
+class BuildError(Exception):
+    """The engine could not be built; the message is what the user needs to read."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to build. `target` is None for the running interpreter's own system."""
+
+    mode: str = MODE_DEFAULT
+    symbols: bool = False
+    target: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> Options:
+        mode = os.environ.get("ZLOOP_BUILD_MODE") or MODE_DEFAULT
+        if mode not in MODES:
+            raise BuildError(f"ZLOOP_BUILD_MODE is {mode!r}; it can be {', '.join(MODES)}")
+        symbols = os.environ.get("ZLOOP_SYMBOLS", "") not in ("", "0")
+        return cls(mode=mode, symbols=symbols, target=os.environ.get("ZLOOP_TARGET") or None)
+
+    def resolve_target(self) -> targets.Target:
+        try:
+            return targets.parse(self.target) if self.target else targets.host()
+        except targets.TargetError as error:
+            raise BuildError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Library:
+    """A built library: where it is, what it must be called beside the package, and for which target it is."""
+
+    path: Path
+    name: str
+    target: targets.Target
+
+
+def build(options: Options) -> Library:
+    """Compile into the cache folder and return the library; an unchanged source costs a fraction of a second."""
+    target = options.resolve_target()
+    if not (SOURCE_ROOT / "cpython" / "module.zig").is_file():
+        raise BuildError(f"the engine's source is not in {SOURCE_ROOT}")
+    name = f"_engine{target.library_suffix}"
+    kind = f"{options.mode}-symbols" if options.symbols else options.mode
+    work = CACHE_ROOT / "engine" / f"{targets.interpreter_tag()}-{target.triple}-{kind}"
+    work.mkdir(parents=True, exist_ok=True)
+    # A path of its own for each configuration, rewritten only when it differs: Zig's cache keys on both.
+    config = work / "config.zig"
+    _write_if_changed(config, _config_source())
+    # The final name appears by rename: a process that has the old library mapped keeps the old file.
+    unfinished = work / f"{name}.{os.getpid()}"
+    command = [
+        *_zig_command(),
+        "build-lib",
+        "-dynamic",
+        *("-O", options.mode),
+        "-fno-strip" if options.symbols or options.mode == "debug" else "-fstrip",
+        "-lc",
+        "-fallow-shlib-undefined",
+        *("-target", target.triple),
+        # Without this a native build takes every instruction the building machine has.
+        "-mcpu=baseline",
+        *("-install_name", f"@rpath/{name}") * target.is_macos,
+        *("--name", "_engine"),
+        *("--cache-dir", str(CACHE_ROOT / "zig")),
+        *("--dep", "core", "--dep", "config"),
+        f"-Mroot={SOURCE_ROOT / 'cpython' / 'module.zig'}",
+        f"-Mcore={SOURCE_ROOT / 'core' / 'root.zig'}",
+        f"-Mconfig={config}",
+        f"-femit-bin={unfinished}",
+    ]
+    try:
+        result = subprocess.run(command, cwd=work, stdin=subprocess.DEVNULL)
+        if result.returncode != 0:
+            raise BuildError(
+                f"the Zig compiler failed with status {result.returncode}; its messages are above"
+            )
+        os.replace(unfinished, work / name)
+    finally:
+        for leftover in work.glob(f"{name}.{os.getpid()}*"):
+            leftover.unlink()
+    return Library(path=work / name, name=name, target=target)
+
+
+def build_in_place(options: Options) -> Library:
+    """Build for the running interpreter and put the library into the source package, where editable installs look."""
+    if options.target:
+        raise BuildError(
+            "ZLOOP_TARGET is for wheels; a library built in place is for the running interpreter"
+        )
+    library = build(options)
+    destination = PACKAGE_ROOT / library.name
+    unfinished = PACKAGE_ROOT / f".{library.name}.{os.getpid()}"
+    shutil.copyfile(library.path, unfinished)
+    os.replace(unfinished, destination)
+    return Library(path=destination, name=library.name, target=library.target)
+
+
+def _zig_command() -> list[str]:
+    override = os.environ.get("ZLOOP_ZIG")
+    if override:
+        return [override]
+    if importlib.util.find_spec("ziglang") is None:
+        raise BuildError(
+            f"the Zig compiler is missing: run `{sys.executable} -m pip install ziglang==0.17.1`, "
+            "install without --no-build-isolation, or name a Zig 0.17.1 executable in ZLOOP_ZIG"
+        )
+    return [sys.executable, "-m", "ziglang"]
+
+
+def _config_source() -> str:
+    """The Zig module `config`: facts about the interpreter that the adapter must know at compile time."""
+    version = re.search(
+        r'^__version__ = "([^"]+)"$', (PACKAGE_ROOT / "_version.py").read_text(), re.MULTILINE
+    )
+    if version is None:
+        raise BuildError(f"no version in {PACKAGE_ROOT / '_version.py'}")
+    flag = {False: "false", True: "true"}
+    return (
+        f"pub const py_major: u32 = {sys.version_info.major};\n"
+        f"pub const py_minor: u32 = {sys.version_info.minor};\n"
+        f"pub const gil_disabled: bool = {flag[bool(sysconfig.get_config_var('Py_GIL_DISABLED'))]};\n"
+        f"pub const py_debug: bool = {flag[hasattr(sys, 'gettotalrefcount')]};\n"
+        f'pub const zloop_version: []const u8 = "{version[1]}";\n'
+    )
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text() != text:
+        path.write_text(text)
+
+
+def main() -> int:
+    started = time.monotonic()
+    try:
+        options = Options.from_environment()
+        library = build_in_place(options)
+    except BuildError as error:
+        print(f"zloop: {error}", file=sys.stderr)
+        return 1
+    seconds = time.monotonic() - started
+    print(f"zloop: {os.path.relpath(library.path)} ({options.mode}, {seconds:.1f} s)", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
