@@ -1,4 +1,4 @@
-"""Hatchling's hook: compile the engine when a wheel or an editable install is made, and tag the wheel for it."""
+"""Hatchling's hook: compile the engine for a wheel or an editable install, and tag the wheel for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "build_tools"))
-import engine  # noqa: E402
-import target as targets  # noqa: E402
+import engine
+import target as targets
 
 
 class EngineBuildHook(BuildHookInterface):
@@ -20,7 +20,7 @@ class EngineBuildHook(BuildHookInterface):
         try:
             options = engine.Options.from_environment()
             if version == "editable":
-                # The wheel of an editable install only points at the source package, so the library goes there.
+                # The wheel of an editable install only points at the source package.
                 engine.build_in_place(options)
                 return
             library = engine.build(options)

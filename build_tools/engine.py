@@ -1,12 +1,12 @@
 """Compile the native engine, `zloop._engine`, with the Zig compiler that the `ziglang` package brings.
 
-The packaging hook (hatch_build.py) calls `build`. Run as a program this file rebuilds the library in place for the
-interpreter that runs it, which is what an editable install loads:
+The packaging hook (hatch_build.py) calls `build`. Run as a program this file rebuilds the library in
+place for the interpreter that runs it, which is what an editable install loads:
 
     python build_tools/engine.py            # ZLOOP_BUILD_MODE, ZLOOP_SYMBOLS and ZLOOP_ZIG apply
 
-`build-lib` is used rather than `zig build`: the latter first compiles its own build runner, which costs a user who
-installs from source a minute and a half. build.zig is for development only.
+`build-lib` is used rather than `zig build`: the latter first compiles its own build runner, which costs a
+user who installs from source a minute and a half. build.zig is for development only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import target as targets  # noqa: E402
+import target as targets
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_ROOT = ROOT / "src"
@@ -70,7 +70,7 @@ class Library:
 
 
 def build(options: Options) -> Library:
-    """Compile into the cache folder and return the library; an unchanged source costs a fraction of a second."""
+    """Compile into the cache folder and return the library; quick when the source has not changed."""
     target = options.resolve_target()
     if not (SOURCE_ROOT / "cpython" / "module.zig").is_file():
         raise BuildError(f"the engine's source is not in {SOURCE_ROOT}")
@@ -104,7 +104,7 @@ def build(options: Options) -> Library:
         f"-femit-bin={unfinished}",
     ]
     try:
-        result = subprocess.run(command, cwd=work, stdin=subprocess.DEVNULL)
+        result = subprocess.run(command, check=False, cwd=work, stdin=subprocess.DEVNULL)
         if result.returncode != 0:
             raise BuildError(
                 f"the Zig compiler failed with status {result.returncode}; its messages are above"
@@ -117,7 +117,7 @@ def build(options: Options) -> Library:
 
 
 def build_in_place(options: Options) -> Library:
-    """Build for the running interpreter and put the library into the source package, where editable installs look."""
+    """Build for the running interpreter, into the source package, where editable installs look."""
     if options.target:
         raise BuildError(
             "ZLOOP_TARGET is for wheels; a library built in place is for the running interpreter"

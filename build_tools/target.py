@@ -11,15 +11,16 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 
-# The oldest system a library is linked for when the triple names no version. glibc 2.17 is what manylinux2014
-# promises; riscv64 entered glibc with 2.27. Newer kernel calls are raw system calls, so they need no newer libc.
+# The oldest system a library is linked for when the triple names no version. glibc 2.17 is what
+# manylinux2014 promises; riscv64 entered glibc with 2.27. Newer kernel calls are raw system calls, so they
+# need no newer libc.
 GLIBC_VERSION_DEFAULT = "2.17"
 GLIBC_VERSION_RISCV64 = "2.27"
 MACOS_VERSION_DEFAULT = "11.0"
 BSD_VERSION_DEFAULT = {"freebsd": "14.0", "netbsd": "10.1", "openbsd": "7.6"}
 
-# Zig's name of a machine: the name in Python's multiarch suffix and in Linux wheel tags. The engine's C-API
-# declarations are written for 64-bit pointers and `long`, so 32-bit machines are refused rather than miscompiled.
+# Zig's name of a machine: the name in Python's multiarch suffix. The engine's C-API declarations are written
+# for 64-bit pointers and `long`, so 32-bit machines are refused rather than miscompiled.
 MACHINES = {
     "x86_64": "x86_64",
     "aarch64": "aarch64",
@@ -50,7 +51,7 @@ class Target:
 
 
 def interpreter_tag() -> str:
-    """`313`, `313t`, `314d`: version and ABI flags of the running interpreter, as suffixes and wheel tags spell them."""
+    """`313`, `313t`, `314d`: version and ABI flags as library suffixes and wheel tags spell them."""
     return f"{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
 
 
@@ -91,20 +92,21 @@ def parse(triple: str) -> Target:
         bsd_machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
         return Target(
             triple=f"{machine}-{system}.{version}",
-            # The BSDs disagree about the multiarch part of the suffix; every CPython also loads a plain `.so`.
+            # The BSDs disagree about the multiarch part; every CPython also loads a plain `.so`.
             library_suffix=".so",
             platform_tag=f"{system}_{_underscored(version)}{release}_{bsd_machine}",
         )
     raise TargetError(
-        f"target {triple!r} is not supported: use linux-gnu[.2.17], linux-musl, macos[.11.0], freebsd, netbsd or openbsd"
+        f"target {triple!r} is not supported: "
+        "use MACHINE-linux-gnu[.2.17], linux-musl, macos[.11.0], freebsd[.14.0], netbsd or openbsd"
     )
 
 
 def host() -> Target:
     """The target of the running interpreter.
 
-    On Linux and macOS the triple is explicit rather than Zig's `native`: the result then depends on neither the
-    host's libc version nor on installed headers or an SDK.
+    On Linux and macOS the triple is explicit rather than Zig's `native`: the result then depends neither on
+    the host's libc version nor on installed headers or an SDK.
     """
     machine = platform.machine().lower()
     machine = HOST_MACHINES.get(machine, machine)
