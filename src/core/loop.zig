@@ -1,0 +1,312 @@
+//! The event loop: one turn after another.
+//!
+//! A turn polls for readiness, adds the timers that are due, and runs what was ready when the turn
+//! began running: first in, first out, in asyncio's order (work queued before, then descriptors,
+//! then timers). Work that the turn itself queues waits for the next turn.
+//!
+//! The loop never runs anything by itself: the host gives the type of the queue's elements and
+//! runs them. Everything here belongs to the loop's thread except `postThreadsafe`.
+
+const std = @import("std");
+const Allocator = std.mem.Allocator;
+const clock = @import("clock.zig");
+const reactor_ = @import("reactor.zig");
+const Fifo = @import("fifo.zig").Fifo;
+const Inbox = @import("inbox.zig").Inbox;
+const TimerHeap = @import("timers.zig").TimerHeap;
+const Timer = @import("timers.zig").Timer;
+const Watch = @import("watch.zig").Watch;
+const WatchTable = @import("watch.zig").WatchTable;
+const UpdateError = @import("watch.zig").UpdateError;
+
+const Event = reactor_.Event;
+const Interest = reactor_.Interest;
+const Reactor = reactor_.Reactor;
+
+/// Readiness events taken by one wait. More stay in the kernel for the next turn.
+const event_count_max = 512;
+
+/// With work ready and no descriptor watched there is nothing a poll could find; one is made after
+/// this many turns all the same, so that other threads get the host's lock and signals are seen.
+const turns_without_poll_max = 64;
+
+/// `Host` supplies:
+///   Work                                  the ready queue's element
+///   Error                                 what ends a turn early
+///   workOfTimer(*Host, *Timer) Work       a due timer's work; the timer is out of the heap
+///   queueWatch(*Host, *Watch) void        queues the work of a watch that has `pending` readiness
+///   run(*Host, Work) Error!void
+///   beforeWait/afterWait                  around a wait, which runs without the host's lock
+///   interrupted(*Host) Error!void         a signal ended the wait
+pub fn Loop(comptime Host: type) type {
+    return struct {
+        const Self = @This();
+        const Work = Host.Work;
+
+        gpa: Allocator,
+        ready: Fifo(Work) = .empty,
+        timers: TimerHeap = .{},
+        inbox: Inbox(Work) = .{},
+        watches: WatchTable = .{},
+        /// Opened by the first watch or the first wait that needs it: a loop that only runs
+        /// callbacks never asks the kernel for anything.
+        reactor: ?Reactor = null,
+        /// The process that may use the reactor. A forked child shares the kernel object with its
+        /// parent and must not touch it.
+        owner_pid: std.c.pid_t,
+        /// Set while the loop is about to wait or waiting: whoever clears it wakes the loop.
+        waiting: std.atomic.Value(bool) = .init(false),
+        turns_without_poll: u32 = 0,
+
+        pub fn init(gpa: Allocator) Self {
+            return .{ .gpa = gpa, .owner_pid = std.c.getpid() };
+        }
+
+        /// Queues must be empty of anything the host owns.
+        pub fn deinit(self: *Self) void {
+            self.closeReactor();
+            self.ready.deinit(self.gpa);
+            self.timers.deinit(self.gpa);
+            self.inbox.deinit(self.gpa);
+            self.watches.deinit(self.gpa);
+            self.* = undefined;
+        }
+
+        pub fn closeReactor(self: *Self) void {
+            if (self.reactor) |*reactor| reactor.close();
+            self.reactor = null;
+        }
+
+        pub fn openReactor(self: *Self) reactor_.OpenError!*Reactor {
+            if (self.reactor == null) self.reactor = try Reactor.open();
+            return &self.reactor.?;
+        }
+
+        pub fn isForked(self: *const Self) bool {
+            return std.c.getpid() != self.owner_pid;
+        }
+
+        pub inline fn post(self: *Self, work: Work) Allocator.Error!void {
+            if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
+            try self.ready.push(self.gpa, work);
+        }
+
+        /// Any thread. At most one wake-up per batch: the first to post after the loop went to wait.
+        pub fn postThreadsafe(self: *Self, work: Work) Allocator.Error!void {
+            try self.inbox.push(self.gpa, work);
+            self.wake();
+        }
+
+        /// Any thread.
+        pub fn wake(self: *Self) void {
+            if (self.waiting.swap(false, .seq_cst)) self.reactor.?.wake();
+        }
+
+        pub fn watch(self: *Self, w: *Watch, interest: Interest) (UpdateError || reactor_.OpenError || error{Forked})!void {
+            if (w.armed == interest) return;
+            if (self.isForked()) return error.Forked;
+            const reactor = try self.openReactor();
+            try self.watches.update(self.gpa, reactor, w, interest);
+        }
+
+        pub fn unwatch(self: *Self, w: *Watch) void {
+            // Removing fails only for a child's copy of the loop, which must leave the kernel alone.
+            self.watch(w, .none) catch {};
+        }
+
+        /// One turn. `stopping` makes it end without waiting for anything.
+        pub fn turn(self: *Self, host: *Host, stopping: bool) Host.Error!void {
+            if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
+            const timeout_ns = self.timeoutNs(stopping);
+            if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
+            try self.collectDue(host);
+            try self.runReady(host);
+        }
+
+        fn timeoutNs(self: *const Self, stopping: bool) ?u64 {
+            if (self.ready.len > 0 or stopping) return 0;
+            const deadline_ns = self.timers.earliestNs() orelse return null;
+            return deadline_ns -| clock.nowNs();
+        }
+
+        fn mustPoll(self: *Self, timeout_ns: ?u64) bool {
+            if (timeout_ns == 0 and self.watches.armed_count == 0) {
+                self.turns_without_poll += 1;
+                if (self.turns_without_poll < turns_without_poll_max) return false;
+            }
+            self.turns_without_poll = 0;
+            return true;
+        }
+
+        fn poll(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
+            const reactor = try self.openReactor();
+            var events: [event_count_max]Event = undefined;
+            self.waiting.store(true, .seq_cst);
+            // A post that came before the flag was up did not wake us: look again now that it is.
+            const wait_ns: ?u64 = if (self.inbox.isEmptyHint()) timeout_ns else 0;
+            host.beforeWait();
+            const result = reactor.wait(&events, wait_ns);
+            host.afterWait();
+            self.waiting.store(false, .seq_cst);
+            const got = result catch |err| switch (err) {
+                error.Interrupted => return host.interrupted(),
+                error.Unexpected => |e| return e,
+            };
+            if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
+            try self.ready.ensureUnusedCapacity(self.gpa, 2 * got.len);
+            for (got) |event| {
+                const w = self.watches.resolve(event.token) orelse continue;
+                const queued = w.pending != reactor_.Readiness.none;
+                w.pending = w.pending.merge(.{
+                    .read = event.readiness.read and w.armed.read,
+                    .write = event.readiness.write and w.armed.write,
+                });
+                if (!queued and w.pending != reactor_.Readiness.none) host.queueWatch(w);
+            }
+        }
+
+        fn collectDue(self: *Self, host: *Host) Host.Error!void {
+            if (self.timers.count() == 0) return;
+            const now_ns = clock.nowNs();
+            while (true) {
+                // Room first: a timer taken out of the heap must reach the queue.
+                try self.ready.ensureUnusedCapacity(self.gpa, 1);
+                const timer = self.timers.popDue(self.gpa, now_ns) orelse return;
+                self.ready.pushAssumeCapacity(host.workOfTimer(timer));
+            }
+        }
+
+        fn runReady(self: *Self, host: *Host) Host.Error!void {
+            var count = self.ready.len;
+            while (count > 0) : (count -= 1) {
+                // The host can empty the queue under us by closing the loop after an error.
+                const work = self.ready.pop() orelse return;
+                try host.run(work);
+            }
+            if (self.ready.len == 0) self.ready.trim(self.gpa);
+        }
+    };
+}
+
+const TestHost = struct {
+    const Error = Allocator.Error || reactor_.OpenError || error{ Unexpected, Stop };
+    const Work = union(enum) { note: u32, again: u32, watch: *Watch, timer: *TestTimer, stop };
+    const TestTimer = struct { timer: Timer = .{}, id: u32 };
+
+    loop: Loop(TestHost),
+    log: std.ArrayList(u32) = .empty,
+    waits: usize = 0,
+
+    fn workOfTimer(_: *TestHost, timer: *Timer) Work {
+        return .{ .timer = @fieldParentPtr("timer", timer) };
+    }
+
+    fn queueWatch(self: *TestHost, w: *Watch) void {
+        self.loop.ready.pushAssumeCapacity(.{ .watch = w });
+    }
+
+    fn beforeWait(self: *TestHost) void {
+        self.waits += 1;
+    }
+
+    fn afterWait(_: *TestHost) void {}
+
+    fn interrupted(_: *TestHost) Error!void {}
+
+    fn run(self: *TestHost, work: Work) Error!void {
+        switch (work) {
+            .note => |id| try self.log.append(std.testing.allocator, id),
+            .again => |id| {
+                try self.log.append(std.testing.allocator, id);
+                try self.loop.post(.{ .note = id + 1 });
+            },
+            .watch => |w| {
+                w.pending = .none;
+                try self.log.append(std.testing.allocator, 1000 + @as(u32, @intCast(w.fd)));
+            },
+            .timer => |timer| try self.log.append(std.testing.allocator, timer.id),
+            .stop => return error.Stop,
+        }
+    }
+
+    fn deinit(self: *TestHost) void {
+        self.loop.deinit();
+        self.log.deinit(std.testing.allocator);
+    }
+};
+
+test "a turn runs what was ready when it began, in order, then new work in the next turn" {
+    var host: TestHost = .{ .loop = .init(std.testing.allocator) };
+    defer host.deinit();
+    try host.loop.post(.{ .again = 1 });
+    try host.loop.post(.{ .note = 5 });
+    try host.loop.turn(&host, false);
+    try std.testing.expectEqualSlices(u32, &.{ 1, 5 }, host.log.items);
+    try host.loop.turn(&host, false);
+    try std.testing.expectEqualSlices(u32, &.{ 1, 5, 2 }, host.log.items);
+    try std.testing.expectEqual(@as(usize, 0), host.waits);
+    try std.testing.expect(host.loop.reactor == null);
+}
+
+test "queued work, then descriptors, then due timers" {
+    const sys = @import("sys.zig");
+    const gpa = std.testing.allocator;
+    var host: TestHost = .{ .loop = .init(gpa) };
+    defer host.deinit();
+    var pair: [2]sys.fd_t = undefined;
+    try std.testing.expectEqual(@as(c_int, 0), std.c.socketpair(std.c.AF.UNIX, std.c.SOCK.STREAM, 0, &pair));
+    defer for (pair) |fd| sys.close(fd);
+    _ = sys.send(pair[1], "x");
+
+    var w: Watch = .{ .fd = pair[0] };
+    try host.loop.watch(&w, .{ .read = true });
+    defer host.loop.unwatch(&w);
+    var timers = [_]TestHost.TestTimer{ .{ .id = 7 }, .{ .id = 8 }, .{ .id = 9 } };
+    const now_ns = clock.nowNs();
+    try host.loop.timers.push(gpa, &timers[0].timer, now_ns);
+    try host.loop.timers.push(gpa, &timers[1].timer, now_ns);
+    try host.loop.timers.push(gpa, &timers[2].timer, now_ns + 3600 * clock.ns_per_s);
+    try host.loop.post(.{ .note = 1 });
+    try host.loop.turn(&host, false);
+    const readable: u32 = @intCast(1000 + pair[0]);
+    try std.testing.expectEqualSlices(u32, &.{ 1, readable, 7, 8 }, host.log.items);
+    host.loop.timers.remove(gpa, &timers[2].timer);
+}
+
+test "a timer never fires early and the wait ends by it" {
+    const gpa = std.testing.allocator;
+    var host: TestHost = .{ .loop = .init(gpa) };
+    defer host.deinit();
+    var timer: TestHost.TestTimer = .{ .id = 3 };
+    const deadline_ns = clock.nowNs() + 2 * clock.ns_per_ms;
+    try host.loop.timers.push(gpa, &timer.timer, deadline_ns);
+    while (host.log.items.len == 0) try host.loop.turn(&host, false);
+    try std.testing.expect(clock.nowNs() >= deadline_ns);
+    try std.testing.expect(host.waits <= 2);
+}
+
+test "a post from another thread ends the wait" {
+    const gpa = std.heap.smp_allocator;
+    var host: TestHost = .{ .loop = .init(gpa) };
+    defer host.deinit();
+    const Poster = struct {
+        fn post(loop: *Loop(TestHost)) void {
+            loop.postThreadsafe(.{ .note = 42 }) catch unreachable;
+        }
+    };
+    const thread = try std.Thread.spawn(.{}, Poster.post, .{&host.loop});
+    while (host.log.items.len == 0) try host.loop.turn(&host, false);
+    thread.join();
+    try std.testing.expectEqualSlices(u32, &.{42}, host.log.items);
+}
+
+test "an error leaves the rest of the queue for the next run" {
+    var host: TestHost = .{ .loop = .init(std.testing.allocator) };
+    defer host.deinit();
+    try host.loop.post(.{ .note = 1 });
+    try host.loop.post(.stop);
+    try host.loop.post(.{ .note = 2 });
+    try std.testing.expectError(error.Stop, host.loop.turn(&host, false));
+    try host.loop.turn(&host, true);
+    try std.testing.expectEqualSlices(u32, &.{ 1, 2 }, host.log.items);
+}

@@ -1,0 +1,31 @@
+//! The core: everything of an event loop that does not need Python.
+//!
+//! No file here knows of an interpreter. The CPython adapter (`src/cpython`) builds on these names.
+
+pub const clock = @import("clock.zig");
+pub const sys = @import("sys.zig");
+pub const reactor = @import("reactor.zig");
+
+pub const Fifo = @import("fifo.zig").Fifo;
+pub const Inbox = @import("inbox.zig").Inbox;
+pub const Loop = @import("loop.zig").Loop;
+pub const Timer = @import("timers.zig").Timer;
+pub const TimerHeap = @import("timers.zig").TimerHeap;
+pub const Watch = @import("watch.zig").Watch;
+pub const WatchTable = @import("watch.zig").WatchTable;
+pub const WriteQueue = @import("write_queue.zig").WriteQueue;
+
+// Every file of the core, so that no test is left out; a test of the project compares this list
+// with the folder.
+test {
+    _ = @import("clock.zig");
+    _ = @import("fifo.zig");
+    _ = @import("inbox.zig");
+    _ = @import("loop.zig");
+    _ = @import("reactor.zig");
+    _ = @import("sys.zig");
+    _ = @import("timers.zig");
+    _ = @import("watch.zig");
+    _ = @import("write_queue.zig");
+    if (@import("builtin").os.tag == .linux) _ = @import("reactor/epoll.zig");
+}

@@ -1,0 +1,173 @@
+//! System calls on descriptors, with one outcome type and the errno rows that every caller shares:
+//! an interrupted call is repeated, "would block" is not an error, the rest is the caller's to map.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const c = std.c;
+
+pub const fd_t = c.fd_t;
+pub const Errno = c.E;
+
+pub const Outcome = union(enum) {
+    /// Bytes moved, or the new descriptor.
+    done: usize,
+    would_block,
+    failed: Errno,
+};
+
+/// A write to a peer that has gone must be an error, not a signal. Where the flag is missing
+/// (macOS), the socket carries SO_NOSIGPIPE, and CPython ignores SIGPIPE by default anyway.
+const send_flags: u32 = if (@hasDecl(c.MSG, "NOSIGNAL")) c.MSG.NOSIGNAL else 0;
+
+/// The kernel's limit for one `sendmsg` or `writev` (IOV_MAX) is 1024 on every system here.
+pub const iovec_count_max = 1024;
+
+pub const Iovec = extern struct { base: [*]const u8, len: usize };
+
+inline fn outcome(rc: isize) ?Outcome {
+    if (rc >= 0) return .{ .done = @intCast(rc) };
+    const errno: Errno = @enumFromInt(c._errno().*);
+    return switch (errno) {
+        .INTR => null,
+        .AGAIN => .would_block,
+        else => .{ .failed = errno },
+    };
+}
+
+pub fn recv(fd: fd_t, buffer: []u8) Outcome {
+    while (true) if (outcome(c.recv(fd, buffer.ptr, buffer.len, 0))) |result| return result;
+}
+
+pub fn send(fd: fd_t, bytes: []const u8) Outcome {
+    while (true) if (outcome(c.send(fd, bytes.ptr, bytes.len, send_flags))) |result| return result;
+}
+
+pub fn sendv(fd: fd_t, pieces: []const Iovec) Outcome {
+    const message: c.msghdr_const = .{
+        .name = null,
+        .namelen = 0,
+        .iov = @ptrCast(pieces.ptr),
+        .iovlen = @intCast(pieces.len),
+        .control = null,
+        .controllen = 0,
+        .flags = 0,
+    };
+    while (true) if (outcome(c.sendmsg(fd, &message, send_flags))) |result| return result;
+}
+
+pub fn read(fd: fd_t, buffer: []u8) Outcome {
+    while (true) if (outcome(c.read(fd, buffer.ptr, buffer.len))) |result| return result;
+}
+
+pub fn write(fd: fd_t, bytes: []const u8) Outcome {
+    while (true) if (outcome(c.write(fd, bytes.ptr, bytes.len))) |result| return result;
+}
+
+pub fn writev(fd: fd_t, pieces: []const Iovec) Outcome {
+    while (true) if (outcome(c.writev(fd, @ptrCast(pieces.ptr), @intCast(pieces.len)))) |result| return result;
+}
+
+/// Never repeated: after EINTR the descriptor is gone on Linux and the BSDs alike, and a second
+/// close could hit somebody else's.
+pub fn close(fd: fd_t) void {
+    _ = c.close(fd);
+}
+
+pub fn shutdownWrite(fd: fd_t) ?Errno {
+    if (c.shutdown(fd, c.SHUT.WR) == 0) return null;
+    return @enumFromInt(c._errno().*);
+}
+
+/// A socket address of any family, with the length the kernel gave.
+pub const Address = extern struct {
+    storage: c.sockaddr.storage = undefined,
+    len: c.socklen_t = 0,
+
+    pub fn family(self: *const Address) c.sa_family_t {
+        if (self.len < @offsetOf(c.sockaddr, "family") + @sizeOf(c.sa_family_t)) return c.AF.UNSPEC;
+        return self.storage.family;
+    }
+
+    pub fn bytes(self: *const Address) []const u8 {
+        return std.mem.asBytes(&self.storage)[0..self.len];
+    }
+};
+
+/// A non-blocking, close-on-exec connection from a listening socket.
+pub fn accept(fd: fd_t, address: *Address) Outcome {
+    while (true) {
+        address.len = @sizeOf(@TypeOf(address.storage));
+        const rc = if (comptime @TypeOf(c.accept4) == void)
+            acceptThenSet(fd, address)
+        else
+            c.accept4(fd, @ptrCast(&address.storage), &address.len, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC);
+        if (outcome(rc)) |result| return result;
+    }
+}
+
+/// macOS has no accept4.
+fn acceptThenSet(fd: fd_t, address: *Address) c_int {
+    const accepted = c.accept(fd, @ptrCast(&address.storage), &address.len);
+    if (accepted < 0) return accepted;
+    _ = c.fcntl(accepted, c.F.SETFD, @as(c_int, c.FD_CLOEXEC));
+    const nonblock: c_int = @bitCast(c.O{ .NONBLOCK = true });
+    _ = c.fcntl(accepted, c.F.SETFL, c.fcntl(accepted, c.F.GETFL) | nonblock);
+    return accepted;
+}
+
+pub fn localAddress(fd: fd_t, address: *Address) ?Errno {
+    address.len = @sizeOf(@TypeOf(address.storage));
+    if (c.getsockname(fd, @ptrCast(&address.storage), &address.len) == 0) return null;
+    address.len = 0;
+    return @enumFromInt(c._errno().*);
+}
+
+pub fn peerAddress(fd: fd_t, address: *Address) ?Errno {
+    address.len = @sizeOf(@TypeOf(address.storage));
+    if (c.getpeername(fd, @ptrCast(&address.storage), &address.len) == 0) return null;
+    address.len = 0;
+    return @enumFromInt(c._errno().*);
+}
+
+/// Small writes must not wait for the peer's delayed acknowledgement. Fails harmlessly on sockets
+/// that are not TCP.
+pub fn setNoDelay(fd: fd_t) void {
+    const on: c_int = 1;
+    _ = c.setsockopt(fd, c.IPPROTO.TCP, c.TCP.NODELAY, @ptrCast(&on), @sizeOf(c_int));
+}
+
+test "a socket pair carries bytes and says when it would block" {
+    var pair: [2]fd_t = undefined;
+    try std.testing.expectEqual(@as(c_int, 0), c.socketpair(c.AF.UNIX, c.SOCK.STREAM | c.SOCK.NONBLOCK, 0, &pair));
+    defer close(pair[0]);
+    var buffer: [16]u8 = undefined;
+    try std.testing.expectEqual(Outcome.would_block, recv(pair[0], &buffer));
+    const pieces = [_]Iovec{ .{ .base = "ab", .len = 2 }, .{ .base = "cde", .len = 3 } };
+    try std.testing.expectEqual(Outcome{ .done = 5 }, sendv(pair[1], &pieces));
+    try std.testing.expectEqual(Outcome{ .done = 5 }, recv(pair[0], &buffer));
+    try std.testing.expectEqualStrings("abcde", buffer[0..5]);
+    close(pair[1]);
+    try std.testing.expectEqual(Outcome{ .done = 0 }, recv(pair[0], &buffer));
+    try std.testing.expectEqual(Outcome{ .failed = .PIPE }, send(pair[0], "x"));
+}
+
+test "accept gives a non-blocking descriptor and the peer's address" {
+    const listener = c.socket(c.AF.INET, c.SOCK.STREAM | c.SOCK.NONBLOCK, 0);
+    defer close(listener);
+    var address: Address = .{ .len = @sizeOf(c.sockaddr.in) };
+    const local: *c.sockaddr.in = @ptrCast(@alignCast(&address.storage));
+    local.* = .{ .port = 0, .addr = @bitCast([4]u8{ 127, 0, 0, 1 }) };
+    try std.testing.expectEqual(@as(c_int, 0), c.bind(listener, @ptrCast(&address.storage), address.len));
+    try std.testing.expectEqual(@as(c_int, 0), c.listen(listener, 1));
+    try std.testing.expectEqual(@as(?Errno, null), localAddress(listener, &address));
+    var peer: Address = .{};
+    try std.testing.expectEqual(Outcome.would_block, accept(listener, &peer));
+    const client = c.socket(c.AF.INET, c.SOCK.STREAM, 0);
+    defer close(client);
+    try std.testing.expectEqual(@as(c_int, 0), c.connect(client, @ptrCast(&address.storage), address.len));
+    const accepted: fd_t = @intCast(accept(listener, &peer).done);
+    defer close(accepted);
+    try std.testing.expectEqual(@as(c.sa_family_t, c.AF.INET), peer.family());
+    var buffer: [1]u8 = undefined;
+    try std.testing.expectEqual(Outcome.would_block, recv(accepted, &buffer));
+}
