@@ -1,7 +1,8 @@
-"""`python -m zloop FILE [ARGS...]` and `python -m zloop -m MODULE [ARGS...]`: run a program on zloop unchanged.
+"""Run a program on zloop unchanged: `python -m zloop FILE [ARGS...]`, `python -m zloop -m MODULE [ARGS...]`.
 
-The program sees what `python FILE` or `python -m MODULE` would show it (`sys.argv`, `sys.path[0]`, `__main__`);
-the one difference is that `asyncio.run`, `asyncio.Runner` and `asyncio.new_event_loop` make zloop loops.
+The program sees what `python FILE` or `python -m MODULE` would show it (`sys.argv`, `sys.path[0]`,
+`__main__`); the one difference is that `asyncio.run`, `asyncio.Runner` and `asyncio.new_event_loop` make
+zloop loops.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def use_zloop_by_default() -> None:
     """Make zloop the loop that asyncio makes for this process when a program does not name one."""
     if hasattr(asyncio.events, "set_event_loop_policy"):
         with warnings.catch_warnings():
-            # Python 3.14 deprecates policies, which is news for a program's author and not for one who runs it.
+            # Python 3.14 deprecates policies: news for a program's author, not for one who runs it.
             warnings.simplefilter("ignore", DeprecationWarning)
             zloop.install()
         return
