@@ -1,0 +1,166 @@
+"""Which loops the bodies run on, and what no test may leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+
+HERE = Path(__file__).parent
+
+#: "module:callable", or the name of a module with new_event_loop. The first one is the control.
+LOOPS = os.environ.get("ZLOOP_TEST_LOOPS", "asyncio,zloop").split(",")
+
+TIMEOUT_S = 60
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "soak: a long variant, run with -m soak (the default run leaves it out)",
+        "only_zloop(reason): the body asks for more than asyncio promises; the control does not run it",
+        "asyncio_bug(reason, when=True, run=True): the control of these versions fails the body (strict)",
+        "timeout(seconds): see pytest-timeout",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "loop_factory" not in metafunc.fixturenames:
+        return
+    only = metafunc.definition.get_closest_marker("only_zloop")
+    bug = metafunc.definition.get_closest_marker("asyncio_bug")
+    params = []
+    for name in LOOPS:
+        marks: list[Any] = []
+        if name == "asyncio":
+            if only is not None:
+                if LOOPS != ["asyncio"]:
+                    continue
+                marks.append(pytest.mark.skip(reason=f"the control is excused: {only.args[0]}"))
+            if bug is not None and bug.kwargs.get("when", True):
+                run = bug.kwargs.get("run", True)  # False: it would hang
+                marks.append(pytest.mark.xfail(reason=bug.args[0], strict=True, run=run))
+        params.append(pytest.param(name, marks=marks, id=name.replace(":", ".")))
+    metafunc.parametrize("loop_factory", params, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    soak = "soak" in (config.getoption("-m") or "")
+    kept, dropped = [], []
+    for item in items:
+        if HERE not in item.path.parents:
+            kept.append(item)
+            continue
+        if item.get_closest_marker("soak") and not soak:
+            dropped.append(item)
+            continue
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+        # A descriptor or task that only the garbage collector ends is a failure of the test that made it.
+        item.add_marker(pytest.mark.filterwarnings("error::ResourceWarning"))
+        item.add_marker(pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"))
+        item.add_marker(pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"))
+        kept.append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    # Each run of a body ends with a full collection: what was imported by now need not be walked again.
+    gc.collect()
+    gc.freeze()
+
+
+def load_factory(name: str) -> harness.LoopFactory:
+    if name == "asyncio":
+        return asyncio.SelectorEventLoop
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute or "new_event_loop")
+
+
+@pytest.fixture
+def loop_factory(request: pytest.FixtureRequest) -> harness.LoopFactory:
+    return load_factory(request.param)
+
+
+@pytest.fixture
+def loop_name(request: pytest.FixtureRequest, loop_factory: harness.LoopFactory) -> str:
+    """The spelling a command line takes for the loop under test."""
+    name = request.node.callspec.params["loop_factory"]
+    if name == "asyncio":
+        return "asyncio:SelectorEventLoop"
+    return name if ":" in name else f"{name}:new_event_loop"
+
+
+@pytest.fixture
+def run(loop_factory: harness.LoopFactory) -> Callable[..., Any]:
+    """run(coroutine, debug=None, reports=None) on a new loop of the kind under test."""
+
+    def runner(main: Coroutine[Any, Any, Any], **options: Any) -> Any:
+        return harness.run(main, loop_factory, **options)
+
+    return runner
+
+
+@pytest.fixture
+def loop(loop_factory: harness.LoopFactory) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop that is not running; reports to its exception handler are kept in `loop_reports`."""
+    loop = loop_factory()
+    yield loop
+    if not loop.is_closed():
+        harness.finish(loop)
+
+
+@pytest.fixture(autouse=True)
+def no_fd_leak(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = harness.open_fds()
+    yield
+    leaked = harness.settled_fds(before)
+    if leaked:
+        pytest.fail(f"descriptors left open: {leaked}")
+
+
+@pytest.fixture
+def unix_path() -> Iterator[str]:
+    """A path short enough for sun_path wherever the temporary folder is."""
+    folder = tempfile.mkdtemp(prefix="z", dir="/tmp")
+    yield os.path.join(folder, "s")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    trustme = pytest.importorskip("trustme", reason="trustme makes the certificates")
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1", "::1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "localhost.pem"))
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    return str(folder / "localhost.pem"), str(folder / "authority.pem")
+
+
+@functools.lru_cache(maxsize=1)
+def _tls(certificate: str, authority: str) -> harness.Tls:
+    return harness.Tls(certificate, authority)
+
+
+@pytest.fixture
+def tls(tls_files: tuple[str, str]) -> harness.Tls:
+    return _tls(*tls_files)
+
+
+@pytest.fixture(params=harness.STREAM_KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Runs a body over TCP, a Unix socket pair, and TLS."""
+    return request.param
