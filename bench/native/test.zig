@@ -1,0 +1,6 @@
+//! Unit tests of the benchmark programs: `python -m ziglang test -lc bench/native/test.zig`.
+
+test {
+    _ = @import("histogram.zig");
+    _ = @import("response.zig");
+}
