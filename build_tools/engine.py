@@ -78,13 +78,11 @@ def build(options: Options) -> Library:
     kind = f"{options.mode}-symbols" if options.symbols else options.mode
     work = CACHE_ROOT / "engine" / f"{targets.interpreter_tag()}-{target.triple}-{kind}"
     work.mkdir(parents=True, exist_ok=True)
-    # A path of its own for each configuration, rewritten only when it differs: Zig's cache keys on both.
-    config = work / "config.zig"
-    _write_if_changed(config, _config_source())
+    config = write_config(work)
     # The final name appears by rename: a process that has the old library mapped keeps the old file.
     unfinished = work / f"{name}.{os.getpid()}"
     command = [
-        *_zig_command(),
+        *zig_command(),
         "build-lib",
         "-dynamic",
         *("-O", options.mode),
@@ -97,10 +95,7 @@ def build(options: Options) -> Library:
         *("-install_name", f"@rpath/{name}") * target.is_macos,
         *("--name", "_engine"),
         *("--cache-dir", str(CACHE_ROOT / "zig")),
-        *("--dep", "core", "--dep", "config"),
-        f"-Mroot={SOURCE_ROOT / 'cpython' / 'module.zig'}",
-        f"-Mcore={SOURCE_ROOT / 'core' / 'root.zig'}",
-        f"-Mconfig={config}",
+        *module_arguments(config),
         f"-femit-bin={unfinished}",
     ]
     try:
@@ -130,10 +125,13 @@ def build_in_place(options: Options) -> Library:
     return Library(path=destination, name=library.name, target=library.target)
 
 
-def _zig_command() -> list[str]:
+def zig_command() -> list[str]:
     override = os.environ.get("ZLOOP_ZIG")
     if override:
-        return [override]
+        executable = shutil.which(override)
+        if executable is None:
+            raise BuildError(f"ZLOOP_ZIG names {override!r}, which is not an executable")
+        return [os.path.abspath(executable)]
     if importlib.util.find_spec("ziglang") is None:
         raise BuildError(
             f"the Zig compiler is missing: run `{sys.executable} -m pip install ziglang==0.17.1`, "
@@ -142,26 +140,39 @@ def _zig_command() -> list[str]:
     return [sys.executable, "-m", "ziglang"]
 
 
-def _config_source() -> str:
-    """The Zig module `config`: facts about the interpreter that the adapter must know at compile time."""
+def module_arguments(config: Path) -> list[str]:
+    """The engine's Zig modules: the adapter, which imports the core and the generated `config`."""
+    return [
+        *("--dep", "core", "--dep", "config"),
+        f"-Mroot={SOURCE_ROOT / 'cpython' / 'module.zig'}",
+        f"-Mcore={SOURCE_ROOT / 'core' / 'root.zig'}",
+        f"-Mconfig={config}",
+    ]
+
+
+def write_config(folder: Path) -> Path:
+    """Write the Zig module `config`: facts about the interpreter that the adapter needs at compile time.
+
+    The folder is one configuration's own and the file is rewritten only when it differs, because Zig's cache
+    goes by path and by time before it goes by content.
+    """
     version = re.search(
         r'^__version__ = "([^"]+)"$', (PACKAGE_ROOT / "_version.py").read_text(), re.MULTILINE
     )
     if version is None:
         raise BuildError(f"no version in {PACKAGE_ROOT / '_version.py'}")
     flag = {False: "false", True: "true"}
-    return (
+    source = (
         f"pub const py_major: u32 = {sys.version_info.major};\n"
         f"pub const py_minor: u32 = {sys.version_info.minor};\n"
         f"pub const gil_disabled: bool = {flag[bool(sysconfig.get_config_var('Py_GIL_DISABLED'))]};\n"
         f"pub const py_debug: bool = {flag[hasattr(sys, 'gettotalrefcount')]};\n"
         f'pub const zloop_version: []const u8 = "{version[1]}";\n'
     )
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text() != text:
-        path.write_text(text)
+    path = folder / "config.zig"
+    if not path.is_file() or path.read_text() != source:
+        path.write_text(source)
+    return path
 
 
 def main() -> int:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Interpreters, private environments and builds for scripts/run, scripts/test and .ci/run. Sourced, never run.
 #
 # The caller sets ROOT to the clone. All that is made lives under $ROOT/.cache, which git ignores, and can be
@@ -71,8 +72,8 @@ pick_python() {
 
 # PYTHON and PYTHON_ID from a row of usable_pythons.
 read_row() {
-  local major minor micro level flags
-  read -r major minor micro level flags PYTHON <<< "$1"
+  local major minor micro flags
+  read -r major minor micro _ flags PYTHON <<< "$1"
   PYTHON_ID=$major.$minor.$micro${flags#-}
 }
 
@@ -116,14 +117,14 @@ ensure_zig() {
 
 # A digest of all that an installed zloop is made from, the build's options included.
 source_stamp() {
-  local sum=sha256sum
-  command -v sha256sum >/dev/null || sum="shasum -a 256"
+  local -a sum=(sha256sum)
+  command -v sha256sum > /dev/null || sum=(shasum -a 256)
   (
-    cd "$ROOT"
+    cd "$ROOT" || exit
     echo "${ZLOOP_BUILD_MODE:-} ${ZLOOP_SYMBOLS:-}"
     find src python/zloop build_tools hatch_build.py pyproject.toml -type f \
-      ! -name '*.so' ! -name '*.py[co]' ! -name '.*' -print0 | LC_ALL=C sort -z | xargs -0 $sum
-  ) | $sum
+      ! -name '*.so' ! -name '*.py[co]' ! -name '.*' -print0 | LC_ALL=C sort -z | xargs -0 "${sum[@]}"
+  ) | "${sum[@]}"
 }
 
 # install_zloop: build zloop from the clone and install it into ENV, unless this very source is there already.
