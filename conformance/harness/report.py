@@ -1,0 +1,69 @@
+"""What a person reads: a line for each module as it ends, the differences, and a table."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+
+from harness.results import ModuleResult, RunResult
+from harness.verdict import Verdict
+
+DETAIL_LINES_MAX = 12
+_lock = threading.Lock()
+
+
+def module_line(loop: str, module: str, result: ModuleResult) -> None:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(result.counts.items())) or "no tests"
+    loops = f"{result.loops} loops" if result.loops else "not loop-dependent"
+    with _lock:
+        print(f"  {loop:28} {module:34} {result.seconds:7.1f} s  {loops:>18}  {counts}", flush=True)
+
+
+def differences(run: RunResult, verdict: Verdict, again: dict[str, str]) -> None:
+    title = f"{run.suite} {run.version} on {run.loop}, CPython {run.interpreter['version']}"
+    for name, test in verdict.differs.items():
+        print(f"\nDIFFERS  {title}: {name}: {test.outcome}{again.get(name, '')}")
+        for line in test.detail.rstrip().splitlines()[-DETAIL_LINES_MAX:]:
+            print(f"    {line}")
+    for name, reason in verdict.passes.items():
+        print(f"\nPASSES   {title}: {name}: it is in expectations.toml ({reason})")
+    for pattern in verdict.stale:
+        print(f"\nSTALE    {title}: no test fits the pattern {pattern!r} in expectations.toml")
+
+
+def table(rows: Sequence[tuple[RunResult, Verdict]]) -> None:
+    head = (
+        "suite",
+        "version",
+        "python",
+        "loop",
+        "passed",
+        "skipped",
+        "expected",
+        "also asyncio",
+        "unexpected",
+        "",
+    )
+    lines = [head]
+    for run, verdict in rows:
+        unexpected = len(verdict.differs) + len(verdict.passes) + len(verdict.stale)
+        lines.append(
+            (
+                run.suite,
+                run.version,
+                run.interpreter["version"] + run.interpreter["tag"].lstrip("0123456789"),
+                run.loop,
+                str(len(verdict.passed)),
+                str(len(verdict.skipped)),
+                str(len(verdict.expected)),
+                str(len(verdict.control_fails)),
+                str(unexpected),
+                "ok" if verdict.clean else "NOT AS EXPECTED",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    print()
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    sys.stdout.flush()

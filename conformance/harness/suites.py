@@ -1,0 +1,247 @@
+"""The suites: which there are, at which version, and how one module of each is started."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import cache, environments, sources
+from harness.errors import ConformanceError
+from harness.interpreters import Interpreter
+from harness.loops import Loop
+from harness.sources import SourceDistribution
+
+CHILD_ROOT = cache.CONFORMANCE_ROOT / "child"
+SHIMS_ROOT = cache.CONFORMANCE_ROOT / "shims"
+
+
+@dataclass(frozen=True)
+class Start:
+    """How to start the processes that run a suite's modules."""
+
+    command: list[str]
+    """For unittest, the whole command; for pytest, the module's file is added."""
+    path: list[str]
+    """What goes on PYTHONPATH besides the child's own package and the loop."""
+    directory: Path | None
+    """Where to run; None for an empty temporary folder."""
+    options: dict[str, Any]
+    target_is_argument: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite(ABC):
+    name: str
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Modules that are not run, each with the reason."""
+    excluded: dict[str, str] = field(default_factory=dict)
+    """Shell patterns of tests that are not run, each with the reason."""
+    test_limit_s: float = 120
+    """A process that says nothing for so long is killed and the test that was running is reported."""
+
+    @abstractmethod
+    def version(self, interpreter: Interpreter) -> str:
+        """The version of the tests, as results and expectations name it."""
+
+    @abstractmethod
+    def modules(self, interpreter: Interpreter) -> list[str]:
+        """The modules to run, in the order in which they are listed."""
+
+    @abstractmethod
+    def start(self, interpreter: Interpreter, loop: Loop) -> Start:
+        """Prepare what is needed and say how to start a module."""
+
+    @abstractmethod
+    def target(self, module: str) -> str:
+        """What the child is to load for the module."""
+
+    def fingerprint(self, interpreter: Interpreter) -> str:
+        """Equal for two runs that can be compared: same tests, same requirements."""
+        requirements = environments.REQUIREMENTS_ROOT / f"{self.name}.txt"
+        content = requirements.read_bytes() if requirements.exists() else b""
+        rules = [*self.left_out, *self.excluded]
+        return cache.digest(self.version(interpreter), interpreter.name, content, *rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPythonSuite(Suite):
+    """`test.test_asyncio` of the interpreter itself."""
+
+    tests: Path | None = None
+    """The folder that contains `test_asyncio`, for an interpreter that is packaged without it."""
+
+    def version(self, interpreter: Interpreter) -> str:
+        return interpreter.version
+
+    def modules(self, interpreter: Interpreter) -> list[str]:
+        place = self.tests / "test_asyncio" if self.tests else Path(interpreter.tests or "")
+        if not (place / "__init__.py").exists():
+            raise ConformanceError(
+                f"CPython {interpreter.version} is installed without test.test_asyncio: "
+                "give the folder that contains test_asyncio with --cpython-tests"
+            )
+        return _listed(place, "", self.left_out)
+
+    def start(self, interpreter: Interpreter, loop: Loop) -> Start:
+        # The warning switches are those of CPython's own test runner.
+        flags = ["-X", "faulthandler", "-W", "default", "-bb"]
+        return Start(
+            command=[interpreter.executable, *flags, "-m", "conformance_child.unittest_runner"],
+            path=[],
+            directory=None,
+            options={
+                "cpython": True,
+                "cpython_tests": str(self.tests) if self.tests else None,
+                "prefix": "test.test_asyncio.",
+            },
+            target_is_argument=False,
+        )
+
+    def target(self, module: str) -> str:
+        return f"test.test_asyncio.{module}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSuite(Suite):
+    """A suite from a source distribution."""
+
+    source: SourceDistribution
+
+    def version(self, interpreter: Interpreter) -> str:
+        return self.source.version
+
+    def modules(self, interpreter: Interpreter) -> list[str]:
+        return _listed(sources.tree(self.source) / "tests", "", self.left_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UvloopSuite(SourceSuite):
+    """uvloop's tests. Its UV classes make the loop under test through a stand-in for uvloop, its AIO classes
+    through asyncio's names."""
+
+    def start(self, interpreter: Interpreter, loop: Loop) -> Start:
+        tree = sources.tree(self.source)
+        python = environments.environment(interpreter, self.name)
+        return Start(
+            command=[str(python), "-X", "faulthandler", "-m", "conformance_child.unittest_runner"],
+            path=[] if loop.package == "uvloop" else [str(SHIMS_ROOT)],
+            directory=None,
+            options={"tree": str(tree), "path": [str(tree / "tests")]},
+            target_is_argument=False,
+        )
+
+    def target(self, module: str) -> str:
+        return module
+
+
+@dataclass(frozen=True, kw_only=True)
+class PytestSuite(SourceSuite):
+    arguments: tuple[str, ...] = ()
+
+    def start(self, interpreter: Interpreter, loop: Loop) -> Start:
+        python = environments.environment(interpreter, self.name)
+        command = [str(python), "-X", "faulthandler", "-m", "pytest", "-p", "conformance_child.pytest_plugin"]
+        return Start(
+            command=[*command, "-p", "no:cacheprovider", "--tb=short", *self.arguments],
+            path=[],
+            directory=sources.tree(self.source),
+            options={},
+            target_is_argument=True,
+        )
+
+    def target(self, module: str) -> str:
+        return f"tests/{module}.py"
+
+
+def _listed(place: Path, prefix: str, left_out: dict[str, str]) -> list[str]:
+    found = []
+    for path in sorted(place.rglob("test_*.py")):
+        name = prefix + str(path.relative_to(place).with_suffix(""))
+        if not any(re.fullmatch(pattern, name) for pattern in left_out):
+            found.append(name)
+    return found
+
+
+_OTHER_BACKENDS = {
+    "*asyncio+uvloop*": "runs on uvloop by name",
+    "*[trio*": "runs on trio",
+    "*-trio*": "runs on trio",
+}
+
+
+def suites(cpython_tests: Path | None = None) -> dict[str, Suite]:
+    every: list[Suite] = [
+        CPythonSuite(
+            name="cpython",
+            tests=cpython_tests,
+            left_out={"test_windows_.*": "Windows only"},
+        ),
+        UvloopSuite(
+            name="uvloop",
+            source=SourceDistribution(
+                name="uvloop",
+                version="0.23.0",
+                sha256="28d160f51ab4da3b187063652e643dea6831072add4adc1e6d62afbe73b6be27",
+                members=("tests/*", "uvloop/_testbase.py"),
+            ),
+            left_out={
+                "test_cython": "a coroutine compiled into uvloop",
+                "test_fs_event": "an interface to libuv that asyncio has not",
+                "test_libuv_api": "an interface to libuv that asyncio has not",
+                "test_runner": "the function uvloop.run",
+                "test_sourcecode": "the style of uvloop's source",
+            },
+        ),
+        PytestSuite(
+            name="uvicorn",
+            source=SourceDistribution(
+                name="uvicorn",
+                version="0.54.0",
+                sha256="a2e33cbfaa0306f8e6b0c13e0cb89d7d7a2da3e62b90c66e18c33d9807b28620",
+                members=("tests/*", "pyproject.toml"),
+            ),
+            left_out={"benchmarks/.*": "benchmarks"},
+            # uvicorn's own options, without the number of worker processes.
+            arguments=("-o", "addopts=--strict-config --strict-markers"),
+        ),
+        PytestSuite(
+            name="anyio",
+            source=SourceDistribution(
+                name="anyio",
+                version="4.16.0",
+                sha256="59bb03251907983d1603d27c3087ddb1e93299ea2163adcdba37899a4fb12ffb",
+                members=("tests/*", "pyproject.toml"),
+            ),
+            excluded=_OTHER_BACKENDS,
+            arguments=("-m", "not network"),
+        ),
+        PytestSuite(
+            name="aiohttp",
+            source=SourceDistribution(
+                name="aiohttp",
+                version="3.14.5",
+                sha256="5558a7f5a05af9ecf744af91e5baefc436f93c9333e656c27ec253f9a6bbe178",
+                members=("tests/*", "pytest.ini", "LICENSE.txt", "examples/*"),
+            ),
+            left_out={
+                "test_benchmarks_.*": "benchmarks",
+                "autobahn/.*": "needs containers",
+                "isolated/.*": "scripts that other tests start",
+            },
+            # aiohttp's own options, without coverage, worker processes and doctests.
+            arguments=("-o", "addopts=", "-m", "not dev_mode and not autobahn and not internal"),
+        ),
+    ]
+    return {suite.name: suite for suite in every}
+
+
+def environment_of_child(start: Start, loop: Loop) -> dict[str, str]:
+    """The environment variables of a module's process: the user's, less what changes how tests behave."""
+    dropped = ("PYTHONPATH", "PYTHONHOME", "PYTEST_ADDOPTS", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE")
+    env = {name: value for name, value in os.environ.items() if name not in dropped}
+    path = [*start.path, str(CHILD_ROOT), *([str(loop.path)] if loop.path else [])]
+    return {**env, "PYTHONPATH": os.pathsep.join(path)}
