@@ -77,6 +77,9 @@ read_row() {
   PYTHON_ID=$major.$minor.$micro${flags#-}
 }
 
+# pip in ENV, quiet and on stderr. A debug build of Python would report pip's own unclosed files.
+pip() { "$ENV/bin/python" -W ignore -m pip "$1" -q "${@:2}" >&2; }
+
 # env_for NAME: ENV becomes the environment NAME of PYTHON, made when it is missing.
 env_for() {
   ENV=$CACHE/env/$1-$PYTHON_ID
@@ -109,7 +112,7 @@ ensure_zig() {
   if [ ! -x "$dir/ziglang/zig" ]; then
     say "installing the Zig compiler ($requirement, 100 MB)"
     rm -rf "$dir" "$dir.$$"
-    "$ENV/bin/python" -m pip install -q --no-deps --target "$dir.$$" "$requirement" >&2 || die "cannot install $requirement"
+    pip install --no-deps --target "$dir.$$" "$requirement" || die "cannot install $requirement"
     mv "$dir.$$" "$dir"
   fi
   export ZLOOP_ZIG=$dir/ziglang/zig
@@ -139,9 +142,9 @@ install_zloop() {
     [ "$(cat "$ENV/zloop.stamp" 2>/dev/null)" = "$stamp" ] && exit 0
     ensure_zig
     "$ENV/bin/python" -c 'import hatchling' 2>/dev/null ||
-      "$ENV/bin/python" -m pip install -q "$(requires build-system | grep '^hatchling')" >&2
+      pip install "$(requires build-system | grep '^hatchling')"
     rm -f "$ENV/zloop.stamp"
-    "$ENV/bin/python" -m pip install -q --no-build-isolation --no-deps --force-reinstall "$ROOT" >&2 || exit 1
+    pip install --no-build-isolation --no-deps --force-reinstall "$ROOT" || exit 1
     echo "$stamp" > "$ENV/zloop.stamp"
   ) 9> "$CACHE/install.lock" || die "zloop could not be built; the reason is above"
 }
