@@ -17,19 +17,11 @@ from dataclasses import dataclass
 GLIBC_VERSION_DEFAULT = "2.17"
 GLIBC_VERSION_RISCV64 = "2.27"
 MACOS_VERSION_DEFAULT = "11.0"
-BSD_VERSION_DEFAULT = {"freebsd": "14.0", "netbsd": "10.1", "openbsd": "7.6"}
+BSD_VERSION_DEFAULT = {"freebsd": "14.0", "netbsd": "10.1", "openbsd": "7.8"}
 
-# Zig's name of a machine: the name in Python's multiarch suffix. The engine's C-API declarations are written
-# for 64-bit pointers and `long`, so 32-bit machines are refused rather than miscompiled.
-MACHINES = {
-    "x86_64": "x86_64",
-    "aarch64": "aarch64",
-    "riscv64": "riscv64",
-    "powerpc64le": "powerpc64le",
-    "s390x": "s390x",
-    "loongarch64": "loongarch64",
-}
-WHEEL_MACHINES = {"powerpc64le": "ppc64le"}
+# Zig's name of a machine and its name in Linux wheel tags. The engine's C-API declarations are written for
+# 64-bit pointers and `long`, so 32-bit machines are refused rather than miscompiled.
+MACHINES = {"x86_64": "x86_64", "aarch64": "aarch64", "riscv64": "riscv64", "powerpc64le": "ppc64le"}
 HOST_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "ppc64le": "powerpc64le"}
 
 
@@ -63,20 +55,19 @@ def parse(triple: str) -> Target:
         raise TargetError(
             f"machine {machine!r} of target {triple!r} is not one of {', '.join(sorted(MACHINES))}"
         )
-    multiarch = f"cpython-{interpreter_tag()}-{MACHINES[machine]}"
-    wheel_machine = WHEEL_MACHINES.get(machine, machine)
+    multiarch = f"cpython-{interpreter_tag()}-{machine}"
     if system == "linux-gnu":
         version = version or (GLIBC_VERSION_RISCV64 if machine == "riscv64" else GLIBC_VERSION_DEFAULT)
         return Target(
             triple=f"{machine}-linux-gnu.{version}",
             library_suffix=f".{multiarch}-linux-gnu.so",
-            platform_tag=f"manylinux_{_underscored(version)}_{wheel_machine}",
+            platform_tag=f"manylinux_{_underscored(version)}_{MACHINES[machine]}",
         )
     if system == "linux-musl":
         return Target(
             triple=f"{machine}-linux-musl",
             library_suffix=f".{multiarch}-linux-musl.so",
-            platform_tag=f"musllinux_1_2_{wheel_machine}",
+            platform_tag=f"musllinux_1_2_{MACHINES[machine]}",
         )
     if system == "macos":
         version = version or MACOS_VERSION_DEFAULT
