@@ -38,7 +38,7 @@ def use_zloop_by_default() -> None:
 
 def run_file(path: str, arguments: list[str]) -> None:
     sys.argv = [path, *arguments]
-    if not getattr(sys.flags, "safe_path", False):
+    if not getattr(sys.flags, "safe_path", False):  # pragma: no branch (Python 3.10 has no such flag)
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     runpy.run_path(path, run_name="__main__")
 
