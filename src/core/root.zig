@@ -27,5 +27,10 @@ test {
     _ = @import("timers.zig");
     _ = @import("watch.zig");
     _ = @import("write_queue.zig");
-    if (@import("builtin").os.tag == .linux) _ = @import("reactor/epoll.zig");
+    _ = @import("reactor/kqueue.zig");
+    if (@import("builtin").os.tag == .linux) {
+        _ = @import("reactor/epoll.zig");
+        _ = @import("reactor/kqueue_sim.zig");
+    }
+    _ = @import("test/reactor_contract.zig");
 }
