@@ -103,7 +103,8 @@ fn runUdp(options: Options, window: *Window) void {
 fn runFairness(load: *load_stream.Load) void {
     load.run();
     const seconds = @as(f64, @floatFromInt(load.window.elapsed_ns)) / std.time.ns_per_s;
-    const megabytes = @as(f64, @floatFromInt(load.flood.?.received_bytes)) / 1e6;
+    const received_bytes = if (load.flood) |flood| flood.received_bytes else 0;
+    const megabytes = @as(f64, @floatFromInt(received_bytes)) / 1e6;
     var buffer: [64]u8 = undefined;
     load.window.print(std.fmt.bufPrint(&buffer, ", \"flood_mb_per_s\": {d:.1}", .{megabytes / seconds}) catch unreachable);
 }

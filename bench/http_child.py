@@ -1,0 +1,89 @@
+"""An HTTP server on one loop, in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from bench import loops
+from bench.server_child import announce, end_with_parent
+from bench.shapes import BACKLOG
+
+SMALL = b"Hello, world!"
+LARGE = b"x" * (100 * 1024)
+
+
+async def plain_asgi(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    body = LARGE if scope["path"] == "/large" else SMALL
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def serve_uvicorn(listener: socket.socket, application: Any = plain_asgi) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        application, http="httptools", ws="none", lifespan="off", log_level="error", access_log=False
+    )
+    announce(listener.getsockname()[1])
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+async def serve_fastapi(listener: socket.socket) -> None:
+    from fastapi import FastAPI
+
+    application = FastAPI()
+
+    @application.get("/")
+    async def hello() -> dict[str, str]:
+        return {"message": SMALL.decode()}
+
+    await serve_uvicorn(listener, application)
+
+
+async def serve_aiohttp(listener: socket.socket) -> None:
+    from aiohttp import web
+
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response(body=SMALL, content_type="text/plain")
+
+    application = web.Application()
+    application.router.add_get("/", hello)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    announce(listener.getsockname()[1])
+    await asyncio.Event().wait()
+
+
+APPLICATIONS: dict[str, Callable[[socket.socket], Awaitable[None]]] = {
+    "uvicorn": serve_uvicorn,
+    "uvicorn_inherited": serve_uvicorn,
+    "fastapi": serve_fastapi,
+    "aiohttp": serve_aiohttp,
+}
+
+
+def main() -> None:
+    command_line = argparse.ArgumentParser(description=__doc__)
+    command_line.add_argument("--loop", required=True)
+    command_line.add_argument("--application", choices=APPLICATIONS, required=True)
+    options = command_line.parse_args()
+    end_with_parent()
+    # asyncio sets TCP_NODELAY only on sockets that were made with the protocol's number, as those of a server
+    # given a host and a port are. An inherited socket, as in uvicorn with several workers, is made without.
+    protocol = 0 if options.application == "uvicorn_inherited" else socket.IPPROTO_TCP
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(BACKLOG)
+    loop = loops.current_loop_factory(options.loop)()
+    loop.run_until_complete(APPLICATIONS[options.application](listener))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Scheduling benchmarks: what a loop costs before any byte moves.
+
+`python -m bench.micro [--quick | --tiny] [--rows REGEX] [--loops a,b]`
+"""
+
+from __future__ import annotations
+
+import sys
+
+from bench import harness, loops, workloads
+
+FULL = (0.3, 7)
+"""Seconds a sample and samples a contender."""
+
+
+def rows() -> list[harness.Row]:
+    return [row_of(workload) for workload in workloads.WORKLOADS.values() if workload.is_supported()]
+
+
+def row_of(workload: workloads.Workload) -> harness.Row:
+    def sample(name: str, effort: harness.Effort) -> harness.Sample:
+        return harness.run_child(
+            "bench.micro_child", ["--loop", name, "--row", workload.name, "--duration", effort.duration_s]
+        )
+
+    def includes(name: str) -> bool:
+        return workload.uses_transports or loops.contender(name).schedules
+
+    unit = "per CPU second" if workload.per_cpu_second else "per second"
+    return harness.Row(workload.name, harness.Metric("rate", unit), sample, includes)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    command_line = harness.parser(__doc__.splitlines()[0])
+    harness.run_group("micro", rows(), command_line.parse_args(arguments), FULL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,29 @@
+"""One sample of one scheduling row on one loop, in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from bench import loops, workloads
+
+
+def main() -> None:
+    command_line = argparse.ArgumentParser(description=__doc__)
+    command_line.add_argument("--loop", required=True)
+    command_line.add_argument("--row", required=True)
+    command_line.add_argument("--duration", type=float, default=0.3, help="seconds")
+    options = command_line.parse_args()
+    workload = workloads.WORKLOADS[options.row]
+    spent = workload.measure(loops.current_loop_factory(options.loop), options.duration)
+    seconds = spent.cpu_s if workload.per_cpu_second else spent.wall_s
+    sample = {
+        "rate": spent.operations / seconds,
+        "cpu_us": spent.cpu_s / spent.operations * 1e6,
+        "operations": spent.operations,
+    }
+    print(json.dumps(sample))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Renders the stored results: the one source of every published number.
+
+    python -m bench.report                                  prints all tables
+    python -m bench.report --write docs/performance.md      replaces what stands between the markers of a page
+    python -m bench.report --plot docs/performance.svg      draws the ratios to uvloop
+    python -m bench.report --write PAGE --check             fails if the page is not up to date
+
+The markers of a table are `<!-- bench:GROUP -->` and `<!-- /bench:GROUP -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import loops, machine, plot, stats
+from bench.paths import RESULTS
+
+ORDER = (*loops.CONTENDERS, loops.LIMIT)
+MARKED = re.compile(r"(<!-- bench:(?P<group>[\w-]+) -->\n).*?(<!-- /bench:(?P=group) -->)", re.DOTALL)
+FAILED = "fails"
+ABSENT = ""
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    documents = {}
+    for path in sorted(folder.glob("*.json")):
+        documents[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    return documents
+
+
+def table(document: dict[str, Any]) -> str:
+    """One markdown table with a line on how it was made."""
+    contenders = [name for name in ORDER if any(name in row["results"] for row in document["rows"])]
+    contenders += sorted({name for row in document["rows"] for name in row["results"]} - set(contenders))
+    has_ratios = loops.SUBJECT in contenders and any(not row["lower_is_better"] for row in document["rows"])
+    header = ["", *contenders]
+    if has_ratios:
+        header += [f"{loops.SUBJECT} / {loops.REFERENCE}", f"{loops.SUBJECT} / best peer"]
+    lines = [cells(header), "|---|" + "---:|" * (len(header) - 1)]
+    for unit in dict.fromkeys(row["unit"] for row in document["rows"]):
+        lines.append(cells([f"*{unit}*", *[""] * (len(header) - 1)]))
+        for row in document["rows"]:
+            if row["unit"] == unit:
+                values = [cell(row, name) for name in contenders]
+                lines.append(cells([row["name"], *values, *(ratios(row) if has_ratios else [])]))
+    return "\n".join([*lines, "", footnote(document)])
+
+
+def cells(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
+
+
+def cell(row: dict[str, Any], name: str) -> str:
+    """The median and the spread; for a server the CPU time of a request too."""
+    result = row["results"].get(name)
+    if result is None:
+        return ABSENT
+    if "error" in result:
+        return FAILED
+    samples = result[row["metric"]]
+    text = stats.human(stats.median(samples))
+    if "p99_us" in result and row["metric"] == "rate":
+        text += f" ({stats.median(result['cpu_us']):.3g} µs)"
+    return f"{text} ±{stats.spread(samples) * 100:.0f}%" if len(samples) > 1 else text
+
+
+def ratios(row: dict[str, Any]) -> list[str]:
+    subject = middle(row, loops.SUBJECT)
+    reference = middle(row, loops.REFERENCE)
+    peers = [value for name in row["results"] if is_peer(name) and (value := middle(row, name)) is not None]
+    if subject is None or row["lower_is_better"]:
+        return ["", ""]
+    return [f"{subject / value:.2f}" if value else "" for value in (reference, max(peers, default=None))]
+
+
+def is_peer(name: str) -> bool:
+    return name not in (loops.SUBJECT, loops.LIMIT)
+
+
+def middle(row: dict[str, Any], name: str) -> float | None:
+    result = row["results"].get(name)
+    return None if result is None or "error" in result else stats.median(result[row["metric"]])
+
+
+def footnote(document: dict[str, Any]) -> str:
+    effort = document["effort"]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(document["versions"].items()))
+    absent = ", ".join(document["not_installed"])
+    return (
+        f"{machine.summary(document['machine'])}; {versions}. Median and interquartile range of "
+        f"{effort['rounds']} interleaved rounds of {effort['duration_s']:g} s, {document['date']}."
+        + (f" Not installed: {absent}." if absent else "")
+    )
+
+
+def rendered(page: str, documents: dict[str, dict[str, Any]]) -> str:
+    """The page with every marked table replaced; a marker without results is an error, not an empty table."""
+
+    def replace(match: re.Match[str]) -> str:
+        group = match["group"]
+        if group not in documents:
+            raise SystemExit(f"the page asks for {group}, and there are no results for it")
+        return f"{match[1]}\n{table(documents[group])}\n\n{match[3]}"
+
+    return MARKED.sub(replace, page)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    command_line = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    command_line.add_argument("--results", type=Path, default=RESULTS, help="folder of result files")
+    command_line.add_argument("--write", type=Path, help="page whose marked tables are replaced")
+    command_line.add_argument("--plot", type=Path, help="where to draw the ratios")
+    command_line.add_argument("--check", action="store_true", help="change nothing, fail if something would")
+    options = command_line.parse_args(arguments)
+    documents = load(options.results)
+    outputs: dict[Path, str] = {}
+    if options.write:
+        outputs[options.write] = rendered(options.write.read_text(encoding="utf-8"), documents)
+    if options.plot:
+        outputs[options.plot] = plot.ratios_to_reference(documents)
+    if not outputs:
+        for group, document in documents.items():
+            print(f"## {group}\n\n{table(document)}\n")
+    stale = [path for path, text in outputs.items() if not path.exists() or path.read_text("utf-8") != text]
+    if options.check:
+        print("\n".join(f"{path} is not up to date" for path in stale))
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(outputs[path], encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
