@@ -15,9 +15,9 @@ pub const Outcome = union(enum) {
     failed: Errno,
 };
 
-/// A write to a peer that has gone must be an error, not a signal. Where the flag is missing
-/// (macOS), the socket carries SO_NOSIGPIPE, and CPython ignores SIGPIPE by default anyway.
-const send_flags: u32 = if (@hasDecl(c.MSG, "NOSIGNAL")) c.MSG.NOSIGNAL else 0;
+/// A write to a peer that has gone must be an error, not a signal. Older macOS ignores the flag;
+/// CPython ignores the signal by default anyway.
+const send_flags: u32 = c.MSG.NOSIGNAL;
 
 /// The kernel's limit for one `sendmsg` or `writev` (IOV_MAX) is 1024 on every system here.
 pub const iovec_count_max = 1024;
@@ -26,7 +26,7 @@ pub const Iovec = extern struct { base: [*]const u8, len: usize };
 
 inline fn outcome(rc: isize) ?Outcome {
     if (rc >= 0) return .{ .done = @intCast(rc) };
-    const errno: Errno = @enumFromInt(c._errno().*);
+    const errno: Errno = @fromBackingInt(@intCast(c._errno().*));
     return switch (errno) {
         .INTR => null,
         .AGAIN => .would_block,
@@ -75,7 +75,7 @@ pub fn close(fd: fd_t) void {
 
 pub fn shutdownWrite(fd: fd_t) ?Errno {
     if (c.shutdown(fd, c.SHUT.WR) == 0) return null;
-    return @enumFromInt(c._errno().*);
+    return @fromBackingInt(@intCast(c._errno().*));
 }
 
 /// A socket address of any family, with the length the kernel gave.
@@ -97,7 +97,8 @@ pub const Address = extern struct {
 pub fn accept(fd: fd_t, address: *Address) Outcome {
     while (true) {
         address.len = @sizeOf(@TypeOf(address.storage));
-        const rc = if (comptime @TypeOf(c.accept4) == void)
+        // std declares accept4 for every system, also for macOS, which has none.
+        const rc = if (comptime builtin.os.tag.isDarwin())
             acceptThenSet(fd, address)
         else
             c.accept4(fd, @ptrCast(&address.storage), &address.len, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC);
@@ -105,28 +106,32 @@ pub fn accept(fd: fd_t, address: *Address) Outcome {
     }
 }
 
-/// macOS has no accept4.
 fn acceptThenSet(fd: fd_t, address: *Address) c_int {
     const accepted = c.accept(fd, @ptrCast(&address.storage), &address.len);
     if (accepted < 0) return accepted;
     _ = c.fcntl(accepted, c.F.SETFD, @as(c_int, c.FD_CLOEXEC));
-    const nonblock: c_int = @bitCast(c.O{ .NONBLOCK = true });
-    _ = c.fcntl(accepted, c.F.SETFL, c.fcntl(accepted, c.F.GETFL) | nonblock);
+    setNonblocking(accepted);
     return accepted;
+}
+
+/// For a descriptor of ours; fails only for one that is not open.
+pub fn setNonblocking(fd: fd_t) void {
+    const flag: c_int = @bitCast(c.O{ .NONBLOCK = true });
+    _ = c.fcntl(fd, c.F.SETFL, c.fcntl(fd, c.F.GETFL) | flag);
 }
 
 pub fn localAddress(fd: fd_t, address: *Address) ?Errno {
     address.len = @sizeOf(@TypeOf(address.storage));
     if (c.getsockname(fd, @ptrCast(&address.storage), &address.len) == 0) return null;
     address.len = 0;
-    return @enumFromInt(c._errno().*);
+    return @fromBackingInt(@intCast(c._errno().*));
 }
 
 pub fn peerAddress(fd: fd_t, address: *Address) ?Errno {
     address.len = @sizeOf(@TypeOf(address.storage));
     if (c.getpeername(fd, @ptrCast(&address.storage), &address.len) == 0) return null;
     address.len = 0;
-    return @enumFromInt(c._errno().*);
+    return @fromBackingInt(@intCast(c._errno().*));
 }
 
 /// Small writes must not wait for the peer's delayed acknowledgement. Fails harmlessly on sockets
@@ -138,8 +143,9 @@ pub fn setNoDelay(fd: fd_t) void {
 
 test "a socket pair carries bytes and says when it would block" {
     var pair: [2]fd_t = undefined;
-    try std.testing.expectEqual(@as(c_int, 0), c.socketpair(c.AF.UNIX, c.SOCK.STREAM | c.SOCK.NONBLOCK, 0, &pair));
+    try std.testing.expectEqual(@as(c_int, 0), c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair));
     defer close(pair[0]);
+    setNonblocking(pair[0]);
     var buffer: [16]u8 = undefined;
     try std.testing.expectEqual(Outcome.would_block, recv(pair[0], &buffer));
     const pieces = [_]Iovec{ .{ .base = "ab", .len = 2 }, .{ .base = "cde", .len = 3 } };
@@ -152,8 +158,9 @@ test "a socket pair carries bytes and says when it would block" {
 }
 
 test "accept gives a non-blocking descriptor and the peer's address" {
-    const listener = c.socket(c.AF.INET, c.SOCK.STREAM | c.SOCK.NONBLOCK, 0);
+    const listener = c.socket(c.AF.INET, c.SOCK.STREAM, 0);
     defer close(listener);
+    setNonblocking(listener);
     var address: Address = .{ .len = @sizeOf(c.sockaddr.in) };
     const local: *c.sockaddr.in = @ptrCast(@alignCast(&address.storage));
     local.* = .{ .port = 0, .addr = @bitCast([4]u8{ 127, 0, 0, 1 }) };

@@ -315,13 +315,13 @@ pub fn Kqueue(comptime System_: type) type {
         }
 
         fn errnoOf(row: Kevent) Errno {
-            return @enumFromInt(row.data);
+            return @fromBackingInt(@intCast(row.data));
         }
     };
 }
 
 fn lastErrno() Errno {
-    return @enumFromInt(c._errno().*);
+    return @fromBackingInt(@intCast(c._errno().*));
 }
 
 /// The longest timeout that every kernel takes: three years. The wait then ends with no event.

@@ -207,7 +207,7 @@ pub fn Sim(comptime options: Options) type {
                     }
                     rows[count] = change;
                     rows[count].flags = EV.ERROR;
-                    rows[count].data = @intFromEnum(errno);
+                    rows[count].data = @backingInt(errno);
                     count += 1;
                 }
                 if (faults.interrupt_changes) {
@@ -335,7 +335,7 @@ pub fn Sim(comptime options: Options) type {
             faults.eof = false;
             if (take(&faults.broken)) |errno| {
                 row.flags |= EV.ERROR;
-                row.data = @intFromEnum(errno);
+                row.data = @backingInt(errno);
             }
         }
 
@@ -440,6 +440,6 @@ fn take(fault: *?Errno) ?Errno {
 }
 
 fn fail(errno: Errno) c_int {
-    c._errno().* = @intFromEnum(errno);
+    c._errno().* = @backingInt(errno);
     return -1;
 }

@@ -392,20 +392,15 @@ const Pest = struct {
 fn socketPair() ![2]fd_t {
     var pair: [2]fd_t = undefined;
     try expectEqual(0, c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair));
-    for (pair) |fd| try setNonblocking(fd);
+    for (pair) |fd| sys.setNonblocking(fd);
     return pair;
 }
 
 fn pipePair() ![2]fd_t {
     var pair: [2]fd_t = undefined;
     try expectEqual(0, c.pipe(&pair));
-    for (pair) |fd| try setNonblocking(fd);
+    for (pair) |fd| sys.setNonblocking(fd);
     return pair;
-}
-
-fn setNonblocking(fd: fd_t) !void {
-    const flag: c_int = @bitCast(c.O{ .NONBLOCK = true });
-    try expectEqual(0, c.fcntl(fd, c.F.SETFL, c.fcntl(fd, c.F.GETFL) | flag));
 }
 
 fn closeAll(fds: []const fd_t) void {
