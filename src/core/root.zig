@@ -31,6 +31,7 @@ test {
     if (@import("builtin").os.tag == .linux) {
         _ = @import("reactor/epoll.zig");
         _ = @import("reactor/kqueue_sim.zig");
+        _ = @import("test/kqueue_faults.zig");
     }
     _ = @import("test/reactor_contract.zig");
 }

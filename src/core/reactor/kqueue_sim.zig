@@ -198,7 +198,7 @@ pub fn Sim(comptime options: Options) type {
                     if (change.flags & EV.RECEIPT == 0 and rows.len > 0) misuse.receipt_without_room += 1;
                     if (errno == .SUCCESS and change.flags & EV.RECEIPT == 0) continue;
                     if (count == rows.len) {
-                        misuse.receipt_without_room += 1;
+                        if (change.flags & EV.RECEIPT != 0) misuse.receipt_without_room += 1;
                         return fail(errno);
                     }
                     if (faults.lose_receipt) {
@@ -442,4 +442,108 @@ fn take(fault: *?Errno) ?Errno {
 fn fail(errno: Errno) c_int {
     c._errno().* = @backingInt(errno);
     return -1;
+}
+
+const Probe = struct {
+    const System = Sim(.{});
+    kq: c_int,
+    pair: [2]fd_t,
+
+    fn init() !Probe {
+        var pair: [2]fd_t = undefined;
+        try std.testing.expectEqual(0, c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair));
+        return .{ .kq = System.kqueue(), .pair = pair };
+    }
+
+    fn deinit(self: *Probe, misuse: Misuse) !void {
+        System.close(self.kq);
+        for (self.pair) |fd| sys.close(fd);
+        try System.verify(misuse);
+    }
+
+    /// One change by itself: SUCCESS or the errno of the call.
+    fn change(self: *Probe, ident: fd_t, filter: anytype, flags: u16, udata: usize) Errno {
+        const one: System.Kevent = .{
+            .ident = @intCast(ident),
+            .filter = filter,
+            .flags = flags,
+            .fflags = if (filter == System.EVFILT.USER and flags == 0) System.NOTE.TRIGGER else 0,
+            .data = 0,
+            .udata = udata,
+        };
+        if (System.kevent(self.kq, &.{one}, &.{}, null) == 0) return .SUCCESS;
+        return @fromBackingInt(@intCast(c._errno().*));
+    }
+
+    fn rows(self: *Probe, buffer: []System.Kevent) []System.Kevent {
+        const rc = System.kevent(self.kq, &.{}, buffer, &.{ .sec = 0, .nsec = 0 });
+        return buffer[0..@intCast(rc)];
+    }
+};
+
+test "simulation: a second addition modifies, a second removal finds nothing" {
+    const System = Probe.System;
+    var probe = try Probe.init();
+    const fd = probe.pair[0];
+    var buffer: [4]System.Kevent = undefined;
+    try std.testing.expectEqual(.NOENT, probe.change(fd, System.EVFILT.WRITE, System.EV.DELETE, 0));
+    try std.testing.expectEqual(.SUCCESS, probe.change(fd, System.EVFILT.WRITE, System.EV.ADD, 1));
+    try std.testing.expectEqual(.SUCCESS, probe.change(fd, System.EVFILT.WRITE, System.EV.ADD, 2));
+    try std.testing.expectEqual(.SUCCESS, probe.change(fd, System.EVFILT.READ, System.EV.ADD, 3));
+    const got = probe.rows(&buffer);
+    try std.testing.expectEqual(1, got.len);
+    try std.testing.expectEqual(2, got[0].udata);
+    try std.testing.expectEqual(.SUCCESS, probe.change(fd, System.EVFILT.WRITE, System.EV.DELETE, 0));
+    try std.testing.expectEqual(.NOENT, probe.change(fd, System.EVFILT.WRITE, System.EV.DELETE, 0));
+    try std.testing.expectEqual(0, probe.rows(&buffer).len);
+    try std.testing.expectEqual(.BADF, probe.change(1000, System.EVFILT.READ, System.EV.ADD, 0));
+    try probe.deinit(.{});
+}
+
+test "simulation: a descriptor closed while registered loses its knotes, and is counted" {
+    const System = Probe.System;
+    var probe = try Probe.init();
+    const fd = probe.pair[0];
+    try std.testing.expectEqual(.SUCCESS, probe.change(fd, System.EVFILT.READ, System.EV.ADD, 1));
+    try std.testing.expectEqual(.SUCCESS, probe.change(fd, System.EVFILT.WRITE, System.EV.ADD, 1));
+    // The number lives on, and names something else.
+    try std.testing.expectEqual(fd, c.dup2(probe.pair[1], fd));
+    try std.testing.expectEqual(.NOENT, probe.change(fd, System.EVFILT.READ, System.EV.DELETE, 0));
+    var buffer: [4]System.Kevent = undefined;
+    try std.testing.expectEqual(0, probe.rows(&buffer).len);
+    try probe.deinit(.{ .closed_while_registered = 2 });
+}
+
+test "simulation: triggers of a user event are one event" {
+    const System = Probe.System;
+    var probe = try Probe.init();
+    var buffer: [4]System.Kevent = undefined;
+    try std.testing.expectEqual(.NOENT, probe.change(0, System.EVFILT.USER, 0, 0));
+    try std.testing.expectEqual(.SUCCESS, probe.change(0, System.EVFILT.USER, System.EV.ADD | System.EV.CLEAR, 5));
+    try std.testing.expectEqual(0, probe.rows(&buffer).len);
+    for (0..3) |_| try std.testing.expectEqual(.SUCCESS, probe.change(0, System.EVFILT.USER, 0, 6));
+    const got = probe.rows(&buffer);
+    try std.testing.expectEqual(1, got.len);
+    // The trigger is a modification like any other.
+    try std.testing.expectEqual(6, got[0].udata);
+    try std.testing.expectEqual(0, probe.rows(&buffer).len);
+    try probe.deinit(.{});
+}
+
+test "simulation: what a careful program does not do is refused or counted" {
+    const System = Probe.System;
+    var probe = try Probe.init();
+    const fd = probe.pair[0];
+    var buffer: [1]System.Kevent = undefined;
+    const too_long: c.timespec = .{ .sec = 100_000_001, .nsec = 0 };
+    try std.testing.expectEqual(-1, System.kevent(probe.kq, &.{}, &buffer, &too_long));
+    const no_receipt: System.Kevent = .{ .ident = @intCast(fd), .filter = System.EVFILT.WRITE, .flags = System.EV.ADD, .fflags = 0, .data = 0, .udata = 0 };
+    // The event of the very registration that was asked for comes out of the call that made it.
+    try std.testing.expectEqual(1, System.kevent(probe.kq, &.{no_receipt}, &buffer, null));
+    try std.testing.expectEqual(0, buffer[0].flags & System.EV.ERROR);
+    try std.testing.expectEqual(.SUCCESS, probe.change(fd, System.EVFILT.READ, System.EV.ADD | System.EV.CLEAR, 0));
+    System.is_forked = true;
+    try std.testing.expectEqual(-1, System.kevent(probe.kq, &.{}, &buffer, null));
+    System.is_forked = false;
+    try probe.deinit(.{ .receipt_without_room = 1, .unknown_flags = 1, .used_after_fork = 1 });
 }
