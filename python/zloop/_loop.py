@@ -1,0 +1,175 @@
+"""The event loop class: the native base in front of asyncio's own selector loop.
+
+What happens once per loop, per connection or per failure is here; what happens per callback or per
+packet is in `_engine`. The methods with a leading underscore are called by the engine or override
+a hook of asyncio's, see `_hooks`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import socket
+import sys
+from asyncio import base_events, constants, format_helpers, trsock
+from asyncio.log import logger
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from . import _engine
+
+
+class Loop(_engine.Loop, asyncio.SelectorEventLoop):
+    """An asyncio event loop on zloop's engine: a complete `asyncio.AbstractEventLoop`.
+
+    *selector* is accepted for the sake of programs that pass one to `asyncio.SelectorEventLoop`; it
+    is closed with the loop and not used otherwise.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        super().__init__(selector if selector is not None else _Watched(self))
+
+    # Life cycle.
+
+    def close(self) -> None:
+        """asyncio.loop.close(): drops what is queued; transports still open are abandoned."""
+        super().close()
+        self._release()
+
+    # The engine wakes itself; only signal handlers need a pipe, made with the first of them.
+
+    def _make_self_pipe(self) -> None:
+        self._ssock = self._csock = None
+
+    def _close_self_pipe(self) -> None:
+        if self._csock is not None:
+            super()._close_self_pipe()
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+        """asyncio.loop.add_signal_handler(), Unix only, in the main thread."""
+        if self._csock is None and not self.is_closed():
+            super()._make_self_pipe()
+        super().add_signal_handler(sig, callback, *args)
+
+    def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
+        if not handle.cancelled():
+            self.call_soon(handle._run)
+
+    # Reports, called by the engine with exceptions that callbacks raised.
+
+    def _callback_failed(self, handle: asyncio.Handle, exc: BaseException) -> None:
+        context = {
+            "message": f"Exception in callback {_describe(handle)}",
+            "exception": exc,
+            "handle": handle,
+        }
+        if handle._source_traceback:
+            context["source_traceback"] = handle._source_traceback
+        self.call_exception_handler(context)
+
+    def _method_failed(self, method: Callable[..., Any], argument: Any, exc: BaseException) -> None:
+        self._callback_failed(asyncio.Handle(method, (argument,), self), exc)
+
+    def _slow_callback(self, what: Any, duration: float) -> None:
+        if duration >= self.slow_callback_duration:
+            text = base_events._format_handle(what) if isinstance(what, asyncio.Handle) else what
+            logger.warning("Executing %s took %.3f seconds", text, duration)
+
+    def _extract_stack(self) -> Any:
+        return format_helpers.extract_stack(sys._getframe(1))
+
+    # Accepting, where the engine needs asyncio's help.
+
+    def _accept_failed(self, exc: OSError, serving_args: tuple[Any, ...], out_of_resources: bool) -> None:
+        sock = serving_args[1]
+        message = "socket.accept() out of system resource" if out_of_resources else "socket.accept() failed"
+        self.call_exception_handler(
+            {"message": message, "exception": exc, "socket": trsock.TransportSocket(sock)}
+        )
+        if out_of_resources:
+            self.call_later(constants.ACCEPT_RETRY_DELAY, self._serve_again, serving_args)
+
+    def _serve_again(self, serving_args: tuple[Any, ...]) -> None:
+        if serving_args[1].fileno() >= 0:
+            self._start_serving(*serving_args)
+
+    def _accept_tls(self, fd: int, serving_args: tuple[Any, ...]) -> None:
+        protocol_factory, _, sslcontext, server, _, *timeouts = serving_args
+        conn = socket.socket(fileno=fd)
+        conn.setblocking(False)
+        names = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
+        given = {name: value for name, value in zip(names, timeouts) if value is not None}
+        try:
+            extra = {"peername": conn.getpeername()}
+        except OSError:
+            conn.close()
+            return
+        self.create_task(
+            self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given)
+        )
+
+    def _connection_failed(self, exc: BaseException) -> None:
+        self.call_exception_handler(
+            {"message": "Error on transport creation for incoming connection", "exception": exc}
+        )
+
+
+def _describe(handle: asyncio.Handle) -> str:
+    return format_helpers._format_callback_source(handle._callback, handle._args)
+
+
+class _Watched(selectors.BaseSelector):
+    """What stands where asyncio keeps its selector: tells what the engine watches, changes nothing."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._events = loop._watched_events
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        raise RuntimeError("zloop watches descriptors itself: use loop.add_reader() or add_writer()")
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        raise RuntimeError("zloop watches descriptors itself: use loop.remove_reader() or remove_writer()")
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        raise RuntimeError("zloop waits for descriptors itself: use loop.add_reader() or add_writer()")
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        events = self._events(fd)
+        if not events:
+            raise KeyError(f"{fileobj!r} is not registered")
+        return selectors.SelectorKey(fileobj, fd, events, None)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return {}
+
+
+def new_event_loop() -> Loop:
+    """A new loop, for `loop_factory=` and for programs that run and close a loop by hand."""
+    return Loop()
+
+
+def run(main: Coroutine[Any, Any, Any], *, debug: bool | None = None) -> Any:
+    """asyncio.run() on a new zloop loop, on every supported Python version."""
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
+            return runner.run(main)
+    if asyncio._get_running_loop() is not None:
+        main.close()
+        raise RuntimeError("zloop.run() cannot be called from a running event loop")
+    if not asyncio.iscoroutine(main):
+        raise ValueError(f"a coroutine was expected, got {main!r}")
+    loop = new_event_loop()
+    try:
+        asyncio.set_event_loop(loop)
+        if debug is not None:
+            loop.set_debug(debug)
+        return loop.run_until_complete(main)
+    finally:
+        try:
+            asyncio.runners._cancel_all_tasks(loop)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()

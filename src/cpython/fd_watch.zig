@@ -1,0 +1,189 @@
+//! Readers and writers that a program registers for a descriptor of its own (`add_reader`,
+//! `add_writer`, and asyncio's code built on them).
+//!
+//! The descriptor stays the program's: its blocking mode is never touched and it is never closed
+//! here. The object exists while at least one of the two handles does, and the armed watch owns it.
+
+const core = @import("core");
+const c = @import("c.zig");
+const py = @import("py.zig");
+const handle = @import("handle.zig");
+const loop_type = @import("loop_type.zig");
+const Source = @import("source.zig").Source;
+const Work = @import("work.zig").Work;
+
+const Object = py.Object;
+const LoopFields = loop_type.Fields;
+const Interest = core.reactor.Interest;
+
+pub const Direction = enum { read, write };
+
+pub const Fields = struct {
+    source: Source,
+    reader: ?*Object,
+    writer: ?*Object,
+
+    fn slot(self: *Fields, direction: Direction) *?*Object {
+        return switch (direction) {
+            .read => &self.reader,
+            .write => &self.writer,
+        };
+    }
+
+    fn interest(self: *const Fields) Interest {
+        return .{ .read = self.reader != null, .write = self.writer != null };
+    }
+};
+
+const Layout = py.Layout(Fields, @sizeOf(c.PyObject));
+
+pub fn ofSource(source: *Source) ?*Fields {
+    if (source.vtable != &vtable) return null;
+    return @fieldParentPtr("source", source);
+}
+
+/// A new reference, by its fields.
+fn find(loop: *LoopFields, fd: core.sys.fd_t) ?*Fields {
+    const watch = loop.core.watches.find(fd) orelse return null;
+    const self = ofSource(.ofWatch(watch)) orelse return null;
+    py.incref(self.source.object);
+    return self;
+}
+
+/// Registers `scheduled` (borrowed), cancelling the handle that was there.
+pub fn add(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, scheduled: *Object) py.Error!void {
+    const self = find(loop, fd) orelse try create(loop, fd);
+    // One of our own: arming hands a reference to the loop, or takes it away when it fails.
+    defer py.decref(self.source.object);
+    var interest = self.interest();
+    switch (direction) {
+        .read => interest.read = true,
+        .write => interest.write = true,
+    }
+    self.source.arm(loop, interest) catch |err| {
+        // As in asyncio, a descriptor that cannot be watched loses both handles.
+        cancelBoth(self);
+        return err;
+    };
+    const before = self.slot(direction).*;
+    self.slot(direction).* = py.newRef(scheduled);
+    if (before) |old| cancel(loop, old);
+}
+
+/// Whether there was one to remove.
+pub fn remove(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction) py.Error!bool {
+    const watch = loop.core.watches.find(fd) orelse return false;
+    const source: *Source = .ofWatch(watch);
+    const self = ofSource(source) orelse {
+        // asyncio's Server stops a listener this way.
+        if (source.vtable.is_transport or direction != .read) return false;
+        const object = py.newRef(source.object);
+        defer py.decref(object);
+        source.disarm(loop, .none);
+        return true;
+    };
+    const object = py.newRef(source.object);
+    defer py.decref(object);
+    const before = self.slot(direction).* orelse return false;
+    self.slot(direction).* = null;
+    source.disarm(loop, self.interest());
+    cancel(loop, before);
+    return true;
+}
+
+/// Another owner takes the descriptor number over: the program closed ours without a word.
+pub fn evict(loop: *LoopFields, source: *Source) void {
+    const object = py.newRef(source.object);
+    defer py.decref(object);
+    source.disarm(loop, .none);
+    if (ofSource(source)) |self| cancelBoth(self);
+}
+
+fn cancelBoth(self: *Fields) void {
+    inline for (.{ &self.reader, &self.writer }) |field| {
+        if (field.*) |registered| {
+            field.* = null;
+            cancel(handle.of(registered).loop, registered);
+        }
+    }
+}
+
+fn cancel(loop: *LoopFields, registered: *Object) void {
+    defer py.decref(registered);
+    const result = py.callMethod(registered, loop.state.name(.cancel), .{}) catch return c.PyErr_WriteUnraisable(registered);
+    py.decref(result);
+}
+
+fn create(loop: *LoopFields, fd: core.sys.fd_t) py.Error!*Fields {
+    const object = try py.check(c._PyObject_GC_New(loop.state.fd_watch_type));
+    const self = Layout.of(object);
+    self.* = .{
+        .source = .{ .watch = .{ .fd = fd }, .vtable = &vtable, .object = object },
+        .reader = null,
+        .writer = null,
+    };
+    c.PyObject_GC_Track(object);
+    return self;
+}
+
+/// The handles themselves are queued, as asyncio does.
+fn queue(loop: *LoopFields, source: *Source) void {
+    const self = ofSource(source).?;
+    const pending = source.watch.pending;
+    source.watch.pending = .none;
+    if (pending.read) queueHandle(loop, self, .read);
+    if (pending.write) queueHandle(loop, self, .write);
+}
+
+fn queueHandle(loop: *LoopFields, self: *Fields, direction: Direction) void {
+    const registered = self.slot(direction).* orelse return;
+    py.incref(registered);
+    loop.core.ready.pushAssumeCapacity(.ofHandle(registered));
+}
+
+fn unused(_: *Source, _: core.reactor.Readiness) py.Error!void {
+    unreachable;
+}
+
+fn unusedStep(_: *Source) py.Error!void {
+    unreachable;
+}
+
+const vtable: Source.VTable = .{ .ready = unused, .step = unusedStep, .queue = queue, .is_transport = false };
+
+fn dealloc(object: *Object) callconv(.c) void {
+    const self = Layout.of(object);
+    const t: *Object = @ptrCast(py.typeOf(object));
+    c.PyObject_GC_UnTrack(object);
+    py.clear(&self.reader);
+    py.clear(&self.writer);
+    c.PyObject_GC_Del(object);
+    py.decref(t);
+}
+
+fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
+    const self = Layout.of(object);
+    try visitor.object(self.reader);
+    try visitor.object(self.writer);
+}
+
+fn clearFields(object: *Object) callconv(.c) c_int {
+    const self = Layout.of(object);
+    py.clear(&self.reader);
+    py.clear(&self.writer);
+    return 0;
+}
+
+const slots = [_]c.PyType_Slot{
+    .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
+    .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
+    .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
+    .{},
+};
+
+pub const spec: c.PyType_Spec = .{
+    .name = "zloop._engine.FdWatch",
+    .basicsize = Layout.size,
+    .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = &slots,
+};

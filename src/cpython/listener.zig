@@ -1,0 +1,228 @@
+//! Listener: a listening socket that accepts for a server.
+//!
+//! The descriptor belongs to the server's socket object. Connections become transports at once;
+//! for TLS they go through asyncio's own accept path in Python.
+
+const std = @import("std");
+const core = @import("core");
+const c = @import("c.zig");
+const py = @import("py.zig");
+const args = @import("args.zig");
+const loop_fds = @import("loop_fds.zig");
+const loop_type = @import("loop_type.zig");
+const raise = @import("raise.zig");
+const stream = @import("stream.zig");
+const stream_close = @import("stream_close.zig");
+const Source = @import("source.zig").Source;
+
+const Object = py.Object;
+const LoopFields = loop_type.Fields;
+
+/// Connections accepted in one turn: enough to drain a burst, few enough to let others run.
+const accept_count_max = 128;
+
+const Fields = struct {
+    source: Source,
+    loop: *LoopFields,
+    protocol_factory: ?*Object,
+    sock: ?*Object,
+    /// None for plain connections.
+    ssl: ?*Object,
+    /// asyncio.Server or None.
+    server: ?*Object,
+    /// The arguments of `_start_serving`, to begin again after a pause.
+    serving_args: ?*Object,
+    context: ?*Object,
+    backlog: u32,
+    /// The listener's own address if every connection shares it: not a wildcard.
+    own_name: ?core.sys.Address,
+    is_tcp: bool,
+
+    fn ofSource(source: *Source) *Fields {
+        return @fieldParentPtr("source", source);
+    }
+};
+
+const Layout = py.Layout(Fields, @sizeOf(c.PyObject));
+
+/// `_start_serving(protocol_factory, sock, sslcontext, server, backlog, …timeouts)`.
+pub fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
+    const loop = loop_type.of(object);
+    try loop.checkClosed();
+    const slots_given = try args.parse("_start_serving", &.{
+        "protocol_factory", "sock", "sslcontext", "server", "backlog", "ssl_handshake_timeout", "ssl_shutdown_timeout",
+    }, .{ .required = 2 }, argv, names);
+    const sock = slots_given[1].?;
+    const fd = try loop_fds.descriptor(sock);
+    const backlog = if (args.given(slots_given[4])) |given| c.PyLong_AsLong(given) else 100;
+    if (backlog == -1 and c.PyErr_Occurred() != null) return error.Python;
+
+    const made = try py.check(c.PyType_GenericAlloc(loop.state.listener_type, 0));
+    defer py.decref(made);
+    const self = Layout.of(made);
+    py.incref(loop.object());
+    self.* = .{
+        .source = .{ .watch = .{ .fd = fd }, .vtable = &vtable, .object = made },
+        .loop = loop,
+        .protocol_factory = py.newRef(slots_given[0].?),
+        .sock = py.newRef(sock),
+        .ssl = if (args.given(slots_given[2])) |ssl| py.newRef(ssl) else null,
+        .server = if (args.given(slots_given[3])) |server| py.newRef(server) else null,
+        .serving_args = null,
+        .context = null,
+        .backlog = @intCast(std.math.clamp(backlog, 1, accept_count_max)),
+        .own_name = null,
+        .is_tcp = false,
+    };
+    self.context = try py.check(c.PyContext_CopyCurrent());
+    self.serving_args = try servingArgs(&slots_given);
+    var own: core.sys.Address = undefined;
+    if (core.sys.localAddress(fd, &own) == null) {
+        self.is_tcp = own.family() == std.c.AF.INET or own.family() == std.c.AF.INET6;
+        if (!isWildcard(&own)) self.own_name = own;
+    }
+    // Connections inherit the option from their listener on Linux: one call instead of one each.
+    if (self.is_tcp) core.sys.setNoDelay(fd);
+    try self.source.arm(loop, .{ .read = true });
+    return py.newNone();
+}
+
+fn servingArgs(given: []const ?*Object) py.Error!*Object {
+    const tuple = try py.check(c.PyTuple_New(@intCast(given.len)));
+    for (given, 0..) |value, i| _ = c.PyTuple_SetItem(tuple, @intCast(i), py.newRef(value orelse py.none()));
+    return tuple;
+}
+
+fn isWildcard(own: *const core.sys.Address) bool {
+    const bytes = own.bytes();
+    return switch (own.family()) {
+        std.c.AF.INET => std.mem.allEqual(u8, bytes[@offsetOf(std.c.sockaddr.in, "addr")..][0..4], 0),
+        std.c.AF.INET6 => std.mem.allEqual(u8, bytes[@offsetOf(std.c.sockaddr.in6, "addr")..][0..16], 0),
+        else => false,
+    };
+}
+
+fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
+    const self: *Fields = .ofSource(source);
+    const context = py.newRef(self.context.?);
+    defer py.decref(context);
+    try py.checkInt(c.PyContext_Enter(context));
+    const result = acceptBatch(self);
+    const saved: py.Saved = .save();
+    _ = c.PyContext_Exit(context);
+    saved.restore();
+    return result;
+}
+
+fn acceptBatch(self: *Fields) py.Error!void {
+    for (0..self.backlog) |_| {
+        // A protocol factory or connection_made can close the server.
+        if (self.source.watch.armed.isNone()) return;
+        var peer: core.sys.Address = undefined;
+        switch (core.sys.accept(self.source.watch.fd, &peer)) {
+            .done => |fd| try accepted(self, @intCast(fd), &peer),
+            .would_block => return,
+            .failed => |code| switch (code) {
+                // The peer gave up while it waited.
+                .CONNABORTED => return,
+                else => return acceptFailed(self, code),
+            },
+        }
+    }
+}
+
+/// Out of descriptors or memory: asyncio reports it and tries again after a second.
+fn acceptFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
+    const out_of_resources = switch (code) {
+        .MFILE, .NFILE, .NOBUFS, .NOMEM => true,
+        else => false,
+    };
+    if (out_of_resources) self.source.disarm(self.loop, .none);
+    raise.errno(code) catch {};
+    const exception = py.takeException();
+    defer py.decref(exception);
+    py.decref(try py.callMethod(self.loop.object(), self.loop.state.name(._accept_failed), .{
+        exception, self.serving_args.?, py.boolBorrowed(out_of_resources),
+    }));
+}
+
+fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+    const result = if (self.ssl == null) acceptPlain(self, fd, peer) else acceptTls(self, fd);
+    result catch {
+        if (py.isExit()) return error.Python;
+        const exception = py.takeException();
+        defer py.decref(exception);
+        // As in asyncio, the trouble of one connection is shown in debug mode only.
+        if (!self.loop.debug) return;
+        py.decref(try py.callMethod(self.loop.object(), self.loop.state.name(._connection_failed), .{exception}));
+    };
+}
+
+fn acceptPlain(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+    const made = transport: {
+        errdefer core.sys.close(fd);
+        if (self.is_tcp and @import("builtin").os.tag != .linux) core.sys.setNoDelay(fd);
+        const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
+        defer py.decref(protocol);
+        break :transport try stream.create(self.loop, protocol, .{ .fd = fd, .context = self.context, .server = self.server });
+    };
+    defer py.decref(made);
+    const transport = stream.of(made);
+    if (!transport.peer_name.set(peer)) try stream.setPeerName(transport, peer);
+    if (self.own_name) |*own| _ = transport.own_name.set(own);
+    try stream_close.start(transport);
+}
+
+/// asyncio's own way from here: a socket object, a task, a handshake.
+fn acceptTls(self: *Fields, fd: core.sys.fd_t) py.Error!void {
+    const number = py.newInt(fd) catch |err| {
+        core.sys.close(fd);
+        return err;
+    };
+    defer py.decref(number);
+    const result = py.callMethod(self.loop.object(), self.loop.state.name(._accept_tls), .{ number, self.serving_args.? }) catch |err| return err;
+    py.decref(result);
+}
+
+fn unusedStep(_: *Source) py.Error!void {
+    unreachable;
+}
+
+const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .is_transport = false };
+
+const references = .{ "protocol_factory", "sock", "ssl", "server", "serving_args", "context" };
+
+fn dealloc(object: *Object) callconv(.c) void {
+    const t: *Object = @ptrCast(py.typeOf(object));
+    c.PyObject_GC_UnTrack(object);
+    _ = clearFields(object);
+    py.decref(Layout.of(object).loop.object());
+    c.PyObject_GC_Del(object);
+    py.decref(t);
+}
+
+fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
+    const self = Layout.of(object);
+    try visitor.object(self.loop.object());
+    inline for (references) |field| try visitor.object(@field(self, field));
+}
+
+fn clearFields(object: *Object) callconv(.c) c_int {
+    const self = Layout.of(object);
+    inline for (references) |field| py.clear(&@field(self, field));
+    return 0;
+}
+
+const slots = [_]c.PyType_Slot{
+    .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
+    .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
+    .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
+    .{},
+};
+
+pub const spec: c.PyType_Spec = .{
+    .name = "zloop._engine.Listener",
+    .basicsize = Layout.size,
+    .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = &slots,
+};

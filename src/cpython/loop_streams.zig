@@ -1,0 +1,37 @@
+//! The loop's methods that make stream transports and listeners; asyncio's create_connection,
+//! create_server and start_tls end here.
+
+const core = @import("core");
+const c = @import("c.zig");
+const py = @import("py.zig");
+const args = @import("args.zig");
+const listener = @import("listener.zig");
+const loop_fds = @import("loop_fds.zig");
+const loop_type = @import("loop_type.zig");
+const stream = @import("stream.zig");
+const stream_close = @import("stream_close.zig");
+
+const Object = py.Object;
+
+fn makeSocketTransport(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
+    const loop = loop_type.of(object);
+    const slots = try args.parse("_make_socket_transport", &.{ "sock", "protocol", "waiter", "extra", "server" }, .{ .required = 2, .positional_max = 3 }, argv, names);
+    const sock = slots[0].?;
+    const fd = try loop_fds.ensureNoTransport(loop, sock);
+    core.sys.setNoDelay(fd);
+    const made = try stream.create(loop, slots[1].?, .{
+        .fd = fd,
+        .sock = sock,
+        .extra = args.given(slots[3]),
+        .server = args.given(slots[4]),
+        .waiter = args.given(slots[2]),
+    });
+    errdefer py.decref(made);
+    try stream_close.queueStep(stream.of(made));
+    return made;
+}
+
+pub const methods = [_]c.PyMethodDef{
+    py.Method.keywords("_make_socket_transport", makeSocketTransport, "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None)\n--\n\nA StreamTransport over a connected socket, which it owns from now on."),
+    py.Method.keywords("_start_serving", listener.startServing, "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None)\n--\n\nAccepts connections on a listening socket."),
+};

@@ -1,0 +1,390 @@
+//! The native base of `zloop.Loop`: its fields, its part as the core loop's host, and the type.
+//!
+//! The Python class puts this type in front of asyncio.SelectorEventLoop. What asyncio's code
+//! writes to `self._closed`, `_stopping`, `_debug`, `_thread_id` or `_current_handle` arrives here
+//! through properties of the same names, so both sides always agree.
+
+const std = @import("std");
+const core = @import("core");
+const c = @import("c.zig");
+const py = @import("py.zig");
+const raise = @import("raise.zig");
+const handle = @import("handle.zig");
+const stream_write = @import("stream_write.zig");
+const Source = @import("source.zig").Source;
+const State = @import("state.zig").State;
+const Work = @import("work.zig").Work;
+
+const Object = py.Object;
+
+/// Raw malloc: the core's containers may grow while other threads run Python.
+pub const gpa = std.heap.c_allocator;
+
+/// Plain reads land here and leave as bytes objects of their exact size.
+pub const read_buffer_size = 256 * 1024;
+
+pub const Fields = struct {
+    core: core.Loop(Fields),
+    state: *State,
+    debug: bool = false,
+    closed: bool = false,
+    stopping: bool = false,
+    /// A callback is running: writes may wait until it returns.
+    in_callback: bool = false,
+    /// The thread inside run_forever, or 0.
+    thread_id: c_ulong = 0,
+    thread_state: ?*anyopaque = null,
+    current_handle: ?*Object = null,
+    free_handles: handle.FreeList = .{},
+    free_timer_handles: handle.FreeList = .{},
+    /// Transports with bytes written during the running callback, to be sent when it returns.
+    /// Each element holds a reference.
+    dirty: core.Fifo(*Source) = .empty,
+    write_pool: stream_write.Queue.Pool = .{},
+    /// Allocated by the first read, given back when the loop closes.
+    read_buffer: []u8 = &.{},
+
+    pub inline fn object(self: *Fields) *Object {
+        return Layout.objectOf(self);
+    }
+
+    // The host's part: see core/loop.zig.
+
+    pub const Error = py.Error || core.reactor.OpenError || std.mem.Allocator.Error || error{Unexpected};
+    pub const Work = @import("work.zig").Work;
+
+    pub fn workOfTimer(_: *Fields, timer: *core.Timer) Self.Work {
+        const fields = handle.ofTimer(timer);
+        fields.scheduled = false;
+        return .ofHandle(handle.Layout.objectOf(fields));
+    }
+
+    pub fn queueWatch(self: *Fields, watch: *core.Watch) void {
+        const source: *Source = .ofWatch(watch);
+        if (source.vtable.queue) |queue| return queue(self, source);
+        py.incref(source.object);
+        self.core.ready.pushAssumeCapacity(.ofSource(source, .ready));
+    }
+
+    pub fn beforeWait(self: *Fields) void {
+        self.thread_state = c.PyEval_SaveThread();
+    }
+
+    pub fn afterWait(self: *Fields) void {
+        c.PyEval_RestoreThread(self.thread_state.?);
+    }
+
+    /// Python's own signal handlers run here; what they raise ends the run.
+    pub fn interrupted(_: *Fields) Error!void {
+        try py.checkInt(c.PyErr_CheckSignals());
+    }
+
+    pub inline fn run(self: *Fields, work: Self.Work) Error!void {
+        if (self.debug) {
+            @branchHint(.unlikely);
+            try @import("debug.zig").run(self, work);
+        } else {
+            try self.runPlain(work);
+        }
+        if (self.dirty.len > 0) try stream_write.flushDirty(self);
+    }
+
+    pub inline fn runPlain(self: *Fields, work: Self.Work) py.Error!void {
+        defer py.decref(work.object());
+        self.in_callback = true;
+        defer self.in_callback = false;
+        switch (work.kind()) {
+            .handle => handle.call(work.handle()) catch return self.callbackFailed(work.handle()),
+            .ready => {
+                const source = work.source();
+                const readiness = source.watch.pending;
+                source.watch.pending = .none;
+                try source.vtable.ready(source, readiness);
+            },
+            .step => {
+                const source = work.source();
+                try source.vtable.step(source);
+            },
+        }
+    }
+
+    const Self = @This();
+
+    /// Reports the exception that is set as asyncio's Handle does; those that must leave the loop
+    /// come back as the error.
+    pub fn callbackFailed(self: *Fields, failed: *Object) py.Error!void {
+        @branchHint(.cold);
+        if (py.isExit()) return error.Python;
+        const exception = py.takeException();
+        defer py.decref(exception);
+        py.decref(try py.callMethod(self.object(), self.state.name(._callback_failed), .{ failed, exception }));
+    }
+
+    /// As `callbackFailed` for a method of a protocol that the loop called by itself.
+    pub fn methodFailed(self: *Fields, method: *Object, argument: *Object) py.Error!void {
+        @branchHint(.cold);
+        if (py.isExit()) return error.Python;
+        const exception = py.takeException();
+        defer py.decref(exception);
+        py.decref(try py.callMethod(self.object(), self.state.name(._method_failed), .{ method, argument, exception }));
+    }
+
+    pub fn checkClosed(self: *const Fields) py.Error!void {
+        if (self.closed) return py.raise(c.PyExc_RuntimeError, "Event loop is closed");
+    }
+
+    pub fn createFuture(self: *Fields) py.Error!*Object {
+        const stack = [_]?*Object{ null, self.object() };
+        const offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
+        return py.check(c.PyObject_Vectorcall(self.state.future_type, stack[1..].ptr, offset, self.state.future_kwnames));
+    }
+
+    pub fn readBuffer(self: *Fields) py.Error![]u8 {
+        if (self.read_buffer.len == 0) {
+            self.read_buffer = gpa.alloc(u8, read_buffer_size) catch return py.noMemory();
+        }
+        return self.read_buffer;
+    }
+
+    /// Empties queues, heap and table. Releasing can run Python code that queues more, so it goes
+    /// on until nothing is left; a closed loop takes nothing new.
+    fn release(self: *Fields) void {
+        self.core.inbox.drainInto(gpa, &self.core.ready) catch {};
+        while (self.core.ready.pop()) |work| {
+            if (work.kind() == .ready) work.source().watch.pending = .none;
+            py.decref(work.object());
+        }
+        while (self.core.timers.popDue(gpa, std.math.maxInt(u64))) |timer| {
+            const fields = handle.ofTimer(timer);
+            fields.scheduled = false;
+            py.decref(handle.Layout.objectOf(fields));
+        }
+        while (self.dirty.pop()) |source| py.decref(source.object);
+        const forked = self.core.isForked();
+        if (self.core.reactor) |*reactor| {
+            var silent: SilentReactor = .{};
+            while (true) {
+                const watch = (if (forked) self.core.watches.popAny(&silent) else self.core.watches.popAny(reactor)) orelse break;
+                py.decref(Source.ofWatch(watch).object);
+            }
+        }
+        py.clear(&self.current_handle);
+    }
+
+    /// For a forked child's copy: the kernel object is the parent's too and stays as it is.
+    const SilentReactor = struct {
+        pub fn set(_: *SilentReactor, _: anytype, _: core.reactor.Interest, _: core.reactor.Interest) core.reactor.SetError!void {}
+    };
+};
+
+pub const Layout = py.Layout(Fields, @sizeOf(c.PyObject));
+pub const of = Layout.of;
+
+fn new(t: *c.PyTypeObject, _: *Object, _: ?*Object) callconv(.c) ?*Object {
+    const state: *State = moduleState(t) orelse return null;
+    const object = c.PyType_GenericAlloc(t, 0) orelse return null;
+    of(object).* = .{ .core = .init(gpa), .state = state };
+    return object;
+}
+
+/// The state of the module that made the native base, found from a Python subclass.
+fn moduleState(t: *c.PyTypeObject) ?*State {
+    const module = c.PyType_GetModuleByDef(t, &@import("module.zig").definition) orelse return null;
+    return .of(module);
+}
+
+fn dealloc(object: *Object) callconv(.c) void {
+    const self = of(object);
+    const t: *Object = @ptrCast(py.typeOf(object));
+    c.PyObject_GC_UnTrack(object);
+    self.closed = true;
+    self.release();
+    self.core.deinit();
+    self.dirty.deinit(gpa);
+    self.write_pool.deinit(gpa);
+    gpa.free(self.read_buffer);
+    self.free_handles.deinit();
+    self.free_timer_handles.deinit();
+    c.PyObject_GC_Del(object);
+    py.decref(t);
+}
+
+fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
+    const self = of(object);
+    for (0..self.core.ready.len) |i| try visitor.object(self.core.ready.at(i).object());
+    for (self.core.timers.entries.items) |entry| {
+        const fields = handle.ofTimer(entry.timer);
+        try visitor.object(handle.Layout.objectOf(fields));
+    }
+    for (self.core.watches.slots.items) |slot| {
+        if (slot) |watch| try visitor.object(Source.ofWatch(watch).object);
+    }
+    for (0..self.dirty.len) |i| try visitor.object(self.dirty.at(i).object);
+    try visitor.object(self.current_handle);
+}
+
+fn clearFields(object: *Object) callconv(.c) c_int {
+    of(object).release();
+    return 0;
+}
+
+fn runOnce(object: *Object) py.Error!*Object {
+    const self = of(object);
+    try self.checkClosed();
+    if (self.core.isForked()) return raise.fromCore(error.Forked);
+    while (true) {
+        self.core.turn(self, self.stopping) catch |err| return raise.fromCore(err);
+        if (self.stopping or self.closed) return py.newNone();
+    }
+}
+
+fn releaseMethod(object: *Object) py.Error!*Object {
+    const self = of(object);
+    self.release();
+    self.core.closeReactor();
+    gpa.free(self.read_buffer);
+    self.read_buffer = &.{};
+    return py.newNone();
+}
+
+fn stop(object: *Object) py.Error!*Object {
+    of(object).stopping = true;
+    return py.newNone();
+}
+
+fn isRunning(object: *Object) py.Error!*Object {
+    return py.newBool(of(object).thread_id != 0);
+}
+
+fn isClosed(object: *Object) py.Error!*Object {
+    return py.newBool(of(object).closed);
+}
+
+fn getDebug(object: *Object) py.Error!*Object {
+    return py.newBool(of(object).debug);
+}
+
+fn time(_: *Object) py.Error!*Object {
+    return py.newFloat(core.clock.toSeconds(core.clock.nowNs()));
+}
+
+fn createFutureMethod(object: *Object) py.Error!*Object {
+    return of(object).createFuture();
+}
+
+fn writeToSelf(object: *Object) py.Error!*Object {
+    of(object).core.wake();
+    return py.newNone();
+}
+
+fn checkClosedMethod(object: *Object) py.Error!*Object {
+    try of(object).checkClosed();
+    return py.newNone();
+}
+
+/// Properties that asyncio's own methods assign.
+fn flag(comptime field: []const u8) c.PyGetSetDef {
+    const Access = struct {
+        fn get(object: *Object) py.Error!*Object {
+            return py.newBool(@field(of(object), field));
+        }
+        fn set(object: *Object, value: ?*Object) py.Error!void {
+            @field(of(object), field) = try py.isTrue(value orelse py.none());
+        }
+    };
+    return py.property("_" ++ field, Access.get, Access.set);
+}
+
+fn getThreadId(object: *Object) py.Error!*Object {
+    const id = of(object).thread_id;
+    if (id == 0) return py.newNone();
+    return py.check(c.PyLong_FromUnsignedLong(id));
+}
+
+fn setThreadId(object: *Object, value: ?*Object) py.Error!void {
+    const given = value orelse py.none();
+    if (given == py.none()) {
+        of(object).thread_id = 0;
+        return;
+    }
+    const id = c.PyLong_AsUnsignedLong(given);
+    if (c.PyErr_Occurred() != null) return error.Python;
+    of(object).thread_id = id;
+}
+
+fn getCurrentHandle(object: *Object) py.Error!*Object {
+    return py.newRef(of(object).current_handle orelse py.none());
+}
+
+fn setCurrentHandle(object: *Object, value: ?*Object) py.Error!void {
+    const kept = if (value) |v| (if (v == py.none()) null else py.newRef(v)) else null;
+    py.replace(&of(object).current_handle, kept);
+}
+
+/// A list of the handles that wait to run, for tools that look at `_ready`; changing it changes
+/// nothing.
+fn getReady(object: *Object) py.Error!*Object {
+    const self = of(object);
+    const list = try py.check(c.PyList_New(0));
+    errdefer py.decref(list);
+    for (0..self.core.ready.len) |i| {
+        const work = self.core.ready.at(i);
+        if (work.kind() == .handle) try py.checkInt(c.PyList_Append(list, work.object()));
+    }
+    return list;
+}
+
+fn getScheduled(object: *Object) py.Error!*Object {
+    const self = of(object);
+    const list = try py.check(c.PyList_New(0));
+    errdefer py.decref(list);
+    for (self.core.timers.entries.items) |entry| {
+        const fields = handle.ofTimer(entry.timer);
+        try py.checkInt(c.PyList_Append(list, handle.Layout.objectOf(fields)));
+    }
+    return list;
+}
+
+/// asyncio's constructor assigns containers that are never used here.
+fn ignoreAssignment(_: *Object, _: ?*Object) py.Error!void {}
+
+const methods = [_]c.PyMethodDef{
+    py.Method.noArgs("_run_once", runOnce, "_run_once($self)\n--\n\nRuns turns until the loop is stopped; asyncio's run_forever calls it."),
+    py.Method.noArgs("_release", releaseMethod, "_release($self)\n--\n\nDrops all queued work and closes the reactor."),
+    py.Method.noArgs("_check_closed", checkClosedMethod, "_check_closed($self)\n--\n\nRaises RuntimeError if the loop is closed."),
+    py.Method.noArgs("_write_to_self", writeToSelf, "_write_to_self($self)\n--\n\nWakes the loop if it waits; any thread."),
+    py.Method.noArgs("stop", stop, "stop($self)\n--\n\nasyncio.loop.stop()."),
+    py.Method.noArgs("is_running", isRunning, "is_running($self)\n--\n\nasyncio.loop.is_running()."),
+    py.Method.noArgs("is_closed", isClosed, "is_closed($self)\n--\n\nasyncio.loop.is_closed()."),
+    py.Method.noArgs("get_debug", getDebug, "get_debug($self)\n--\n\nasyncio.loop.get_debug()."),
+    py.Method.noArgs("time", time, "time($self)\n--\n\nasyncio.loop.time(): seconds, the same clock as time.monotonic()."),
+    py.Method.noArgs("create_future", createFutureMethod, "create_future($self)\n--\n\nasyncio.loop.create_future()."),
+} ++ @import("loop_schedule.zig").methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ [_]c.PyMethodDef{.{}};
+
+const properties = [_]c.PyGetSetDef{
+    flag("closed"),
+    flag("stopping"),
+    flag("debug"),
+    py.property("_thread_id", getThreadId, setThreadId),
+    py.property("_current_handle", getCurrentHandle, setCurrentHandle),
+    py.property("_ready", getReady, ignoreAssignment),
+    py.property("_scheduled", getScheduled, ignoreAssignment),
+    .{},
+};
+
+const slots = [_]c.PyType_Slot{
+    .{ .slot = c.Py_tp_new, .pfunc = @ptrCast(&new) },
+    .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
+    .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
+    .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
+    .{ .slot = c.Py_tp_methods, .pfunc = @ptrCast(&methods) },
+    .{ .slot = c.Py_tp_getset, .pfunc = @ptrCast(&properties) },
+    .{},
+};
+
+pub const spec: c.PyType_Spec = .{
+    .name = "zloop._engine.Loop",
+    .basicsize = Layout.size,
+    .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_BASETYPE,
+    .slots = &slots,
+};

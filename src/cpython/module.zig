@@ -1,0 +1,102 @@
+//! `zloop._engine`: the extension module.
+//!
+//! Multi-phase initialisation; all state is per module instance, so each interpreter has its own
+//! and no lock is shared between them.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const c = @import("c.zig");
+const config = @import("config");
+const py = @import("py.zig");
+const layout = @import("layout.zig");
+const state_ = @import("state.zig");
+const State = state_.State;
+
+const Object = py.Object;
+
+fn makeType(module: *Object, spec: *const c.PyType_Spec, base: ?*Object) py.Error!*c.PyTypeObject {
+    return @ptrCast(try py.check(c.PyType_FromModuleAndSpec(module, spec, base)));
+}
+
+fn expose(module: *Object, name: [*:0]const u8, t: *c.PyTypeObject) py.Error!void {
+    try py.checkInt(c.PyModule_AddObjectRef(module, name, @ptrCast(t)));
+}
+
+fn exec(module: *Object) callconv(.c) c_int {
+    return py.returnedInt(setUp(module));
+}
+
+fn setUp(module: *Object) py.Error!void {
+    const state: *State = .of(module);
+    try state_.init(state);
+    try layout.check();
+
+    const asyncio = try py.check(c.PyImport_ImportModule("asyncio"));
+    defer py.decref(asyncio);
+    state.loop_type = try makeType(module, &@import("loop_type.zig").spec, null);
+    state.fd_watch_type = try makeType(module, &@import("fd_watch.zig").spec, null);
+    state.listener_type = try makeType(module, &@import("listener.zig").spec, null);
+    inline for (.{
+        .{ "handle_type", "Handle", &@import("handle.zig").spec },
+        .{ "timer_handle_type", "TimerHandle", &@import("handle.zig").timer_spec },
+        .{ "stream_transport_type", "Transport", &@import("stream.zig").spec },
+    }) |row| {
+        const base = try py.check(c.PyObject_GetAttrString(asyncio, row[1]));
+        defer py.decref(base);
+        @field(state, row[0]) = try makeType(module, row[2], base);
+    }
+    try expose(module, "Loop", state.loop_type);
+    try expose(module, "Handle", state.handle_type);
+    try expose(module, "TimerHandle", state.timer_handle_type);
+    try expose(module, "StreamTransport", state.stream_transport_type);
+
+    try py.checkInt(c.PyModule_AddStringConstant(module, "version", config.zloop_version ++ ""));
+    try py.checkInt(c.PyModule_AddStringConstant(module, "build_mode", @tagName(builtin.mode)));
+}
+
+fn moduleTraverse(module: *Object, visit: c.visitproc, arg: ?*anyopaque) callconv(.c) c_int {
+    const Visit = struct {
+        fn one(visitor: py.Visitor, reference: *?*Object) error{Stop}!void {
+            try visitor.object(reference.*);
+        }
+    };
+    State.of(module).each(py.Visitor{ .visit = visit, .arg = arg }, Visit.one) catch return 1;
+    return 0;
+}
+
+fn moduleClear(module: *Object) callconv(.c) c_int {
+    const Clear = struct {
+        fn one(_: void, reference: *?*Object) error{Stop}!void {
+            py.clear(reference);
+        }
+    };
+    State.of(module).each({}, Clear.one) catch unreachable;
+    return 0;
+}
+
+const slots_always = [_]c.PyModuleDef_Slot{.{ .slot = c.Py_mod_exec, .value = @ptrCast(&exec) }};
+const slots_312 = if (config.py_minor >= 12)
+    [_]c.PyModuleDef_Slot{.{ .slot = c.Py_mod_multiple_interpreters, .value = c.Py_MOD_PER_INTERPRETER_GIL_SUPPORTED }}
+else
+    [_]c.PyModuleDef_Slot{};
+const slots_313 = if (config.py_minor >= 13)
+    [_]c.PyModuleDef_Slot{.{ .slot = c.Py_mod_gil, .value = c.Py_MOD_GIL_NOT_USED }}
+else
+    [_]c.PyModuleDef_Slot{};
+const module_slots = slots_always ++ slots_312 ++ slots_313 ++ [_]c.PyModuleDef_Slot{.{}};
+
+pub var definition: c.PyModuleDef = .{
+    .m_base = std.mem.zeroes(c.PyModuleDef_Base),
+    .m_name = "zloop._engine",
+    .m_doc = "zloop's engine: the native base of zloop.Loop, its handles and transports.",
+    .m_size = @sizeOf(State),
+    .m_methods = null,
+    .m_slots = &module_slots,
+    .m_traverse = moduleTraverse,
+    .m_clear = moduleClear,
+    .m_free = null,
+};
+
+export fn PyInit__engine() ?*Object {
+    return c.PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,64 @@
+//! What transports, listeners and reader/writer pairs have in common for the loop: a watch, and
+//! functions that the loop calls.
+//!
+//! A source lies inside its Python object. While its watch is armed, and for each element of the
+//! ready queue that names it, the loop holds one reference to the object.
+
+const core = @import("core");
+const py = @import("py.zig");
+const raise = @import("raise.zig");
+const LoopFields = @import("loop_type.zig").Fields;
+
+const Interest = core.reactor.Interest;
+const Readiness = core.reactor.Readiness;
+
+pub const Source = struct {
+    watch: core.Watch = .{},
+    vtable: *const VTable,
+    object: *py.Object,
+
+    pub const VTable = struct {
+        /// The descriptor is ready. Errors that it can report it does; only an exception that must
+        /// leave the loop comes back.
+        ready: *const fn (*Source, Readiness) py.Error!void,
+        /// Takes the next step of the life cycle (`Work.Kind.step`), under the same rule.
+        step: *const fn (*Source) py.Error!void,
+        /// Queues the pending readiness; null for the ordinary way, one element for the source.
+        queue: ?*const fn (*LoopFields, *Source) void = null,
+        /// A transport owns its descriptor: `add_reader` and `sock_*` must keep their hands off.
+        is_transport: bool,
+    };
+
+    pub fn ofWatch(watch: *core.Watch) *Source {
+        return @alignCast(@fieldParentPtr("watch", watch));
+    }
+
+    /// Arms the watch. The reference that an armed watch holds comes and goes here.
+    pub fn arm(self: *Source, loop: *LoopFields, interest: Interest) py.Error!void {
+        const was_armed = !self.watch.armed.isNone();
+        var result = loop.core.watch(&self.watch, interest);
+        if (result == error.Occupied) {
+            evict(loop, self.watch.fd);
+            result = loop.core.watch(&self.watch, interest);
+        }
+        const is_armed = !self.watch.armed.isNone();
+        if (is_armed and !was_armed) py.incref(self.object);
+        if (was_armed and !is_armed) py.decref(self.object);
+        result catch |err| return raise.fromCore(err);
+    }
+
+    /// The program closed a watched descriptor behind our back and its number has come round again.
+    /// The old owner hears no more of it.
+    fn evict(loop: *LoopFields, fd: core.sys.fd_t) void {
+        const occupant = ofWatch(loop.core.watches.find(fd) orelse return);
+        @import("fd_watch.zig").evict(loop, occupant);
+    }
+
+    /// As `arm` for less interest, which cannot fail. The caller holds a reference of its own.
+    pub fn disarm(self: *Source, loop: *LoopFields, interest: Interest) void {
+        self.arm(loop, interest) catch {
+            // Only a forked child gets here: it must not touch the kernel object it shares.
+            @import("c.zig").PyErr_Clear();
+        };
+    }
+};

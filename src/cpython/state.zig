@@ -1,0 +1,157 @@
+//! The module's state: types, interned names and the objects of asyncio that hot paths need.
+//!
+//! One per module instance, so one per interpreter: nothing of zloop is process-global.
+
+const std = @import("std");
+const c = @import("c.zig");
+const py = @import("py.zig");
+
+const Object = py.Object;
+
+/// Attribute and method names, interned once.
+pub const Name = enum {
+    __dict__,
+    _accept_failed,
+    _accept_tls,
+    _attach,
+    _buffer,
+    _callback_failed,
+    _check_callback,
+    _connection_failed,
+    _extract_stack,
+    _method_failed,
+    _detach,
+    _eof,
+    _limit,
+    _paused,
+    _slow_callback,
+    _stream_reader_wr,
+    _strong_reader,
+    _transport,
+    _waiter,
+    buffer_updated,
+    call_exception_handler,
+    cancel,
+    cancelled,
+    close,
+    connection_lost,
+    connection_made,
+    data_received,
+    debug,
+    done,
+    eof_received,
+    exception,
+    fileno,
+    get_buffer,
+    getpeername,
+    getsockname,
+    is_closing,
+    loop,
+    message,
+    pause_reading,
+    pause_writing,
+    peername,
+    protocol,
+    resume_writing,
+    set_exception,
+    set_result,
+    setblocking,
+    shutdown,
+    socket,
+    sockname,
+    transport,
+    warning,
+};
+
+pub const State = struct {
+    names: std.EnumArray(Name, *Object),
+
+    loop_type: *c.PyTypeObject,
+    handle_type: *c.PyTypeObject,
+    timer_handle_type: *c.PyTypeObject,
+    stream_transport_type: *c.PyTypeObject,
+    fd_watch_type: *c.PyTypeObject,
+    listener_type: *c.PyTypeObject,
+
+    // From asyncio and socket.
+    logger: *Object,
+    future_type: *Object,
+    future_kwnames: *Object,
+    buffered_protocol: *Object,
+    stream_reader_type: *Object,
+    stream_reader_protocol_type: *Object,
+    /// The methods whose work `stream_reader.zig` does, as they were at import.
+    protocol_data_received: *Object,
+    reader_feed_data: *Object,
+    reader_wakeup_waiter: *Object,
+    socket_type: *Object,
+    socket_kwnames: *Object,
+    transport_socket_type: *Object,
+    sendfile_mode: *Object,
+    /// 3.12.0 and later hand the transport to `Server._attach` (3.13), earlier ones nothing.
+    server_attach_takes_transport: bool,
+
+    pub fn of(module: *Object) *State {
+        return @ptrCast(@alignCast(c.PyModule_GetState(module).?));
+    }
+
+    /// The state behind a method's `self`, for types without subclasses.
+    pub fn ofType(object: *Object) *State {
+        return @ptrCast(@alignCast(c.PyType_GetModuleState(py.typeOf(object)).?));
+    }
+
+    pub inline fn name(self: *const State, comptime which: Name) *Object {
+        return self.names.get(which);
+    }
+
+    /// Calls `f` on every reference the state holds. Before initialisation has finished the fields
+    /// not yet set are null, which the all-zero memory of a new module makes true.
+    pub fn each(self: *State, context: anytype, comptime f: fn (@TypeOf(context), *?*Object) error{Stop}!void) error{Stop}!void {
+        const names: *[std.enums.values(Name).len]?*Object = @ptrCast(&self.names.values);
+        for (names) |*reference| try f(context, reference);
+        inline for (@typeInfo(State).@"struct".field_names, @typeInfo(State).@"struct".field_types) |field, T| {
+            if (T == *Object or T == *c.PyTypeObject) try f(context, @ptrCast(&@field(self, field)));
+        }
+    }
+};
+
+fn importAttribute(module: [*:0]const u8, attribute: [*:0]const u8) py.Error!*Object {
+    const imported = try py.check(c.PyImport_ImportModule(module));
+    defer py.decref(imported);
+    return py.check(c.PyObject_GetAttrString(imported, attribute));
+}
+
+/// Names and asyncio's objects; the types are made by `module.zig`.
+pub fn init(state: *State) py.Error!void {
+    inline for (comptime std.enums.values(Name)) |which| {
+        state.names.set(which, try py.check(c.PyUnicode_InternFromString(@tagName(which))));
+    }
+    state.logger = try importAttribute("asyncio.log", "logger");
+    state.future_type = try importAttribute("asyncio", "Future");
+    state.future_kwnames = try py.newTuple(.{state.name(.loop)});
+    state.buffered_protocol = try importAttribute("asyncio", "BufferedProtocol");
+    state.stream_reader_type = try importAttribute("asyncio", "StreamReader");
+    state.stream_reader_protocol_type = try importAttribute("asyncio", "StreamReaderProtocol");
+    state.protocol_data_received = try py.check(c.PyObject_GetAttrString(state.stream_reader_protocol_type, "data_received"));
+    state.reader_feed_data = try py.check(c.PyObject_GetAttrString(state.stream_reader_type, "feed_data"));
+    state.reader_wakeup_waiter = try py.check(c.PyObject_GetAttrString(state.stream_reader_type, "_wakeup_waiter"));
+    state.socket_type = try importAttribute("socket", "socket");
+    state.socket_kwnames = try py.newTuple(.{state.name(.fileno)});
+    state.transport_socket_type = try importAttribute("asyncio.trsock", "TransportSocket");
+    const modes = try importAttribute("asyncio.constants", "_SendfileMode");
+    defer py.decref(modes);
+    state.sendfile_mode = try py.check(c.PyObject_GetAttrString(modes, "TRY_NATIVE"));
+    state.server_attach_takes_transport = try attachTakesTransport();
+}
+
+fn attachTakesTransport() py.Error!bool {
+    const server = try importAttribute("asyncio.base_events", "Server");
+    defer py.decref(server);
+    const attach = try py.check(c.PyObject_GetAttrString(server, "_attach"));
+    defer py.decref(attach);
+    const code = try py.check(c.PyObject_GetAttrString(attach, "__code__"));
+    defer py.decref(code);
+    const count = try py.check(c.PyObject_GetAttrString(code, "co_argcount"));
+    defer py.decref(count);
+    return c.PyLong_AsLong(count) > 1;
+}

@@ -1,0 +1,340 @@
+//! Writing to a stream: queue, flow control, and when bytes leave.
+//!
+//! Bytes written during a callback leave when that callback returns, all in one system call: a
+//! response's head and body cost one. What a program can observe stays asyncio's, which tries to
+//! send at once: asking for the buffer size, closing, aborting, or queueing more than the
+//! high-water mark sends first, so `pause_writing` is called only for bytes the kernel refused.
+
+const std = @import("std");
+const core = @import("core");
+const c = @import("c.zig");
+const py = @import("py.zig");
+const args = @import("args.zig");
+const raise = @import("raise.zig");
+const loop_type = @import("loop_type.zig");
+const stream = @import("stream.zig");
+const stream_close = @import("stream_close.zig");
+
+const Object = py.Object;
+const Fields = stream.Fields;
+const LoopFields = loop_type.Fields;
+const gpa = loop_type.gpa;
+
+/// A bytes object in a queue.
+pub const Owner = struct {
+    object: *Object,
+
+    pub fn release(self: Owner) void {
+        py.decref(self.object);
+    }
+};
+
+pub const Queue = core.WriteQueue(Owner);
+
+/// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES.
+const lost_writes_warned_from = 5;
+
+/// Exact bytes are kept as they are; anything else is copied now, so that later changes to it do
+/// not reach the peer.
+fn immutable(data: *Object) py.Error!*Object {
+    if (py.isExact(data, &c.PyBytes_Type)) return py.newRef(data);
+    var view: c.Py_buffer = undefined;
+    try py.checkInt(c.PyObject_GetBuffer(data, &view, c.PyBUF_FULL_RO));
+    defer c.PyBuffer_Release(&view);
+    const copy = try py.check(c.PyBytes_FromStringAndSize(null, view.len));
+    errdefer py.decref(copy);
+    try py.checkInt(c.PyBuffer_ToContiguous(py.bytesOf(copy).ptr, &view, view.len, 'C'));
+    return copy;
+}
+
+fn isBytesLike(data: *Object) bool {
+    return py.isInstance(data, &c.PyBytes_Type) or py.isInstance(data, &c.PyByteArray_Type) or
+        py.isInstance(data, &c.PyMemoryView_Type);
+}
+
+fn write(object: *Object, data: *Object) py.Error!*Object {
+    const self = stream.of(object);
+    if (!isBytesLike(data)) {
+        const name = try py.check(c.PyObject_GetAttrString(@ptrCast(py.typeOf(data)), "__name__"));
+        defer py.decref(name);
+        return py.raiseFormat(c.PyExc_TypeError, "data argument must be a bytes-like object, not %R", .{name});
+    }
+    if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call write() after write_eof()");
+    if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to write; sendfile is in progress");
+    const bytes = try immutable(data);
+    if (py.bytesOf(bytes).len == 0) {
+        py.decref(bytes);
+        return py.newNone();
+    }
+    if (try isLost(self)) {
+        py.decref(bytes);
+        return py.newNone();
+    }
+    try push(self, bytes);
+    try written(self);
+    return py.newNone();
+}
+
+fn writelines(object: *Object, list: *Object) py.Error!*Object {
+    const self = stream.of(object);
+    if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call writelines() after write_eof()");
+    if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to writelines; sendfile is in progress");
+    // All pieces are taken before any is queued: a bad one leaves nothing half written.
+    var pieces: std.ArrayList(*Object) = .empty;
+    defer pieces.deinit(gpa);
+    var queued: usize = 0;
+    errdefer for (pieces.items[queued..]) |piece| py.decref(piece);
+    const iterator = try py.check(c.PyObject_GetIter(list));
+    defer py.decref(iterator);
+    while (c.PyIter_Next(iterator)) |item| {
+        defer py.decref(item);
+        const bytes = try immutable(item);
+        if (py.bytesOf(bytes).len == 0) {
+            py.decref(bytes);
+            continue;
+        }
+        pieces.append(gpa, bytes) catch {
+            py.decref(bytes);
+            return py.noMemory();
+        };
+    }
+    if (c.PyErr_Occurred() != null) return error.Python;
+    if (pieces.items.len == 0) return py.newNone();
+    if (try isLost(self)) {
+        for (pieces.items) |piece| py.decref(piece);
+        return py.newNone();
+    }
+    for (pieces.items) |piece| {
+        queued += 1;
+        try push(self, piece);
+    }
+    try written(self);
+    return py.newNone();
+}
+
+/// Whether the peer has gone: then what is written is dropped, as asyncio drops it.
+fn isLost(self: *Fields) py.Error!bool {
+    if (self.conn_lost == 0) return false;
+    if (self.conn_lost >= lost_writes_warned_from) {
+        const text = try py.check(c.PyUnicode_FromString("socket.send() raised exception."));
+        defer py.decref(text);
+        py.decref(try py.callMethod(self.loop.state.logger, self.loop.state.name(.warning), .{text}));
+    }
+    self.conn_lost +|= 1;
+    return true;
+}
+
+/// Queues a bytes object, whose reference it takes.
+pub fn push(self: *Fields, bytes: *Object) py.Error!void {
+    self.queue.push(&self.loop.write_pool, gpa, py.bytesOf(bytes), .{ .object = bytes }) catch return py.noMemory();
+}
+
+/// After bytes were queued: sends now, when the callback returns, or when the kernel has room.
+pub fn written(self: *Fields) py.Error!void {
+    if (self.source.watch.armed.write) return maybePause(self);
+    if (!self.loop.in_callback or self.queue.size > self.high_water) {
+        try flush(self);
+        return maybePause(self);
+    }
+    if (self.dirty) return;
+    self.loop.dirty.push(gpa, &self.source) catch return py.noMemory();
+    py.incref(self.object());
+    self.dirty = true;
+}
+
+/// Sends what the finished callback wrote, on every transport it wrote to.
+pub fn flushDirty(loop: *LoopFields) py.Error!void {
+    while (loop.dirty.pop()) |source| {
+        const self: *Fields = .ofSource(source);
+        defer py.decref(self.object());
+        self.dirty = false;
+        if (self.source.watch.armed.write) continue;
+        try flush(self);
+        try maybePause(self);
+    }
+}
+
+/// Sends at once what can be sent, for callers that are about to look at the queue.
+pub fn settle(self: *Fields) py.Error!void {
+    if (self.dirty and !self.source.watch.armed.write) try flush(self);
+}
+
+/// Sends as much as the kernel takes and arms the watch for the rest. A failed send ends the
+/// connection; the exception is reported, not raised.
+fn flush(self: *Fields) py.Error!void {
+    if (self.queue.isEmpty()) return;
+    switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
+        .done => {},
+        .would_block => if (!self.loop.closed) {
+            try self.source.arm(self.loop, .{ .read = self.source.watch.armed.read, .write = true });
+        },
+        .failed => |code| try sendFailed(self, code),
+    }
+}
+
+fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
+    raise.errno(code) catch {};
+    const exception = py.takeException();
+    defer py.decref(exception);
+    const waiter = self.empty_waiter;
+    try stream_close.fatalError(self, exception, "Fatal write error on socket transport");
+    if (waiter) |future| {
+        // The future may be done by now through connection_lost.
+        py.decref(try py.callMethod(future, self.loop.state.name(.set_exception), .{exception}));
+    }
+}
+
+/// The kernel has room again.
+pub fn ready(self: *Fields) py.Error!void {
+    if (self.conn_lost > 0) return;
+    switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
+        .failed => |code| return sendFailed(self, code),
+        .done, .would_block => {},
+    }
+    // resume_writing may write more.
+    try maybeResume(self);
+    if (!self.queue.isEmpty()) return;
+    self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
+    if (self.empty_waiter) |waiter| {
+        py.decref(try py.callMethod(waiter, self.loop.state.name(.set_result), .{py.none()}));
+    }
+    if (self.closing) {
+        if (self.conn_lost == 0) {
+            self.conn_lost = 1;
+            try stream_close.connectionLost(self);
+        }
+    } else if (self.eof_written) {
+        shutdownWrite(self);
+    }
+}
+
+/// asyncio lets the error of this call go to the exception handler; a peer that has gone makes the
+/// next read say so anyway.
+fn shutdownWrite(self: *Fields) void {
+    _ = core.sys.shutdownWrite(self.fd());
+}
+
+fn maybePause(self: *Fields) py.Error!void {
+    if (self.queue.size <= self.high_water or self.protocol_paused) return;
+    self.protocol_paused = true;
+    try callFlowControl(self, .pause_writing, "protocol.pause_writing() failed");
+}
+
+pub fn maybeResume(self: *Fields) py.Error!void {
+    if (!self.protocol_paused or self.queue.size > self.low_water) return;
+    self.protocol_paused = false;
+    try callFlowControl(self, .resume_writing, "protocol.resume_writing() failed");
+}
+
+fn callFlowControl(self: *Fields, comptime method: @import("state.zig").Name, comptime message: [:0]const u8) py.Error!void {
+    const protocol = py.newRef(self.protocol orelse return);
+    defer py.decref(protocol);
+    if (py.callMethod(protocol, self.loop.state.name(method), .{})) |result| {
+        py.decref(result);
+    } else |err| {
+        if (py.isExit()) return err;
+        const exception = py.takeException();
+        defer py.decref(exception);
+        try stream_close.report(self, exception, message);
+    }
+}
+
+fn writeEof(object: *Object) py.Error!*Object {
+    const self = stream.of(object);
+    if (self.closing or self.eof_written) return py.newNone();
+    self.eof_written = true;
+    try settle(self);
+    if (self.queue.isEmpty() and !self.closing) {
+        if (core.sys.shutdownWrite(self.fd())) |code| return raise.errno(code);
+    }
+    return py.newNone();
+}
+
+fn canWriteEof(_: *Object) py.Error!*Object {
+    return py.newBool(true);
+}
+
+fn getWriteBufferSize(object: *Object) py.Error!*Object {
+    const self = stream.of(object);
+    try settle(self);
+    return py.newInt(self.queue.size);
+}
+
+fn getWriteBufferLimits(object: *Object) py.Error!*Object {
+    const self = stream.of(object);
+    const low = try py.newInt(self.low_water);
+    defer py.decref(low);
+    const high = try py.newInt(self.high_water);
+    defer py.decref(high);
+    return py.newTuple(.{ low, high });
+}
+
+fn setWriteBufferLimits(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
+    const self = stream.of(object);
+    const slots = try args.parse("set_write_buffer_limits", &.{ "high", "low" }, .{}, argv, names);
+    const limits = try parseLimits(slots[0], slots[1]);
+    self.high_water = limits.high;
+    self.low_water = limits.low;
+    try settle(self);
+    try maybePause(self);
+    return py.newNone();
+}
+
+pub const Limits = struct { high: usize, low: usize };
+
+/// asyncio's defaults and its error for limits that do not fit each other.
+pub fn parseLimits(high_given: ?*Object, low_given: ?*Object) py.Error!Limits {
+    var low: c.Ssize = 0;
+    if (args.given(low_given)) |given| low = try asSize(given);
+    const high = if (args.given(high_given)) |given|
+        try asSize(given)
+    else if (args.given(low_given) != null)
+        4 * low
+    else
+        stream.high_water_default;
+    if (args.given(low_given) == null) low = @divTrunc(high, 4);
+    if (!(high >= low and low >= 0)) {
+        return py.raiseFormat(c.PyExc_ValueError, "high (%zd) must be >= low (%zd) must be >= 0", .{ high, low });
+    }
+    return .{ .high = @intCast(high), .low = @intCast(low) };
+}
+
+fn asSize(object: *Object) py.Error!c.Ssize {
+    const value = c.PyLong_AsSsize_t(object);
+    if (value == -1 and c.PyErr_Occurred() != null) return error.Python;
+    return value;
+}
+
+fn makeEmptyWaiter(object: *Object) py.Error!*Object {
+    const self = stream.of(object);
+    if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "Empty waiter is already set");
+    try settle(self);
+    const future = try self.loop.createFuture();
+    self.empty_waiter = py.newRef(future);
+    errdefer py.decref(future);
+    if (self.queue.isEmpty()) {
+        py.decref(try py.callMethod(future, self.loop.state.name(.set_result), .{py.none()}));
+    }
+    return future;
+}
+
+fn resetEmptyWaiter(object: *Object) py.Error!*Object {
+    py.clear(&stream.of(object).empty_waiter);
+    return py.newNone();
+}
+
+fn getProtocolPaused(object: *Object) py.Error!*Object {
+    return py.newBool(stream.of(object).protocol_paused);
+}
+
+pub const methods = [_]c.PyMethodDef{
+    py.Method.oneArg("write", write, "write($self, data)\n--\n\nasyncio.WriteTransport.write()."),
+    py.Method.oneArg("writelines", writelines, "writelines($self, list_of_data)\n--\n\nasyncio.WriteTransport.writelines()."),
+    py.Method.noArgs("write_eof", writeEof, "write_eof($self)\n--\n\nasyncio.WriteTransport.write_eof()."),
+    py.Method.noArgs("can_write_eof", canWriteEof, "can_write_eof($self)\n--\n\nasyncio.WriteTransport.can_write_eof()."),
+    py.Method.noArgs("get_write_buffer_size", getWriteBufferSize, "get_write_buffer_size($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_size(), in bytes."),
+    py.Method.noArgs("get_write_buffer_limits", getWriteBufferLimits, "get_write_buffer_limits($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_limits(): (low, high) in bytes."),
+    py.Method.keywords("set_write_buffer_limits", setWriteBufferLimits, "set_write_buffer_limits($self, high=None, low=None)\n--\n\nasyncio.WriteTransport.set_write_buffer_limits(), in bytes."),
+    py.Method.noArgs("_make_empty_waiter", makeEmptyWaiter, "_make_empty_waiter($self)\n--\n\nA future for \"all is sent\"; asyncio's sendfile uses it."),
+    py.Method.noArgs("_reset_empty_waiter", resetEmptyWaiter, "_reset_empty_waiter($self)\n--\n\nEnds what _make_empty_waiter() began."),
+};
