@@ -349,12 +349,13 @@ async def connected(
 
 def tcp_sockets(*, small_buffers: bool = False) -> tuple[socket.socket, socket.socket]:
     """A connected non-blocking TCP pair over loopback."""
-    with socket.socket() as listener:
+    tcp = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    with socket.socket(*tcp) as listener:
         if small_buffers:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
-        left = socket.socket()
+        left = socket.socket(*tcp)
         if small_buffers:
             left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
             left.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
