@@ -181,6 +181,11 @@ test "a broken pipe is said once, for the token that asked, and only while it is
 
     System.faults.add = .{ .filter = System.EVFILT.TIMER, .errno = .NOMEM };
     try expectError(error.SystemResources, f.backend.set(token, .none, write_only));
+
+    try f.backend.set(token, .none, write_only);
+    System.faults.add = .{ .filter = System.EVFILT.READ, .errno = .NOMEM };
+    try expectError(error.SystemResources, f.backend.set(token, write_only, both));
+    try expectEqual(0, (try f.backend.wait(&buffer, 5_000_000)).len);
     try f.deinit();
 }
 
