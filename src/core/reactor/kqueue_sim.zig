@@ -284,10 +284,15 @@ pub fn Sim(comptime options: Options) type {
         fn blockUntil(queue: *Queue, sleep_ns: ?u64) ?Errno {
             var fds: std.ArrayList(linux.pollfd) = .empty;
             defer fds.deinit(gpa);
-            fds.append(gpa, .{ .fd = queue.kq, .events = linux.POLL.IN, .revents = 0 }) catch return .NOMEM;
+            fds.ensureTotalCapacity(gpa, queue.knotes.items.len + 1) catch return .NOMEM;
+            fds.appendAssumeCapacity(.{ .fd = queue.kq, .events = linux.POLL.IN, .revents = 0 });
             for (queue.knotes.items) |knote| {
                 if (knote.identity == null) continue;
-                fds.append(gpa, .{ .fd = @intCast(knote.ident), .events = pollMask(knote.filter), .revents = 0 }) catch return .NOMEM;
+                fds.appendAssumeCapacity(.{
+                    .fd = @intCast(knote.ident),
+                    .events = pollMask(knote.filter),
+                    .revents = 0,
+                });
             }
             var ts: linux.timespec = undefined;
             if (sleep_ns) |ns| ts = .{ .sec = @intCast(ns / clock.ns_per_s), .nsec = @intCast(ns % clock.ns_per_s) };
@@ -537,7 +542,14 @@ test "simulation: what a careful program does not do is refused or counted" {
     var buffer: [1]System.Kevent = undefined;
     const too_long: c.timespec = .{ .sec = 100_000_001, .nsec = 0 };
     try std.testing.expectEqual(-1, System.kevent(probe.kq, &.{}, &buffer, &too_long));
-    const no_receipt: System.Kevent = .{ .ident = @intCast(fd), .filter = System.EVFILT.WRITE, .flags = System.EV.ADD, .fflags = 0, .data = 0, .udata = 0 };
+    const no_receipt: System.Kevent = .{
+        .ident = @intCast(fd),
+        .filter = System.EVFILT.WRITE,
+        .flags = System.EV.ADD,
+        .fflags = 0,
+        .data = 0,
+        .udata = 0,
+    };
     // The event of the very registration that was asked for comes out of the call that made it.
     try std.testing.expectEqual(1, System.kevent(probe.kq, &.{no_receipt}, &buffer, null));
     try std.testing.expectEqual(0, buffer[0].flags & System.EV.ERROR);
