@@ -16,9 +16,23 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
 
+import pytest
+
 T = TypeVar("T")
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 Report = dict[str, Any]
+
+#: Excuses for the TLS of asyncio 3.10, which was rewritten for 3.11 (the second kind would hang).
+old_tls = pytest.mark.asyncio_bug("rewritten in 3.11", when=sys.version_info < (3, 11), kinds=("tls",))
+old_tls_hangs = pytest.mark.asyncio_bug(
+    "rewritten in 3.11", when=sys.version_info < (3, 11), kinds=("tls",), run=False
+)
+
+_transport = asyncio.selector_events._SelectorSocketTransport
+#: Names that asyncio's own writelines uses, where it has one: tells which of its repairs this version has.
+WRITELINES_USES = frozenset(
+    vars(_transport)["writelines"].__code__.co_names if "writelines" in vars(_transport) else ()
+)
 
 #: How long a test waits for something that must happen; reached only by a failing test.
 PATIENCE_S = 15.0

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    WRITELINES_USES,
     Echo,
     Log,
     Report,
@@ -20,6 +21,8 @@ from harness import (
     connected,
     has_ipv6,
     listener,
+    old_tls,
+    old_tls_hangs,
     pattern,
     reset,
     tcp_sockets,
@@ -28,13 +31,6 @@ from harness import (
     within,
 )
 
-_transport = asyncio.selector_events._SelectorSocketTransport
-WRITELINES = _transport.writelines.__code__
-SELECTOR_NAMES = {name for part in vars(_transport).values() for name in getattr(getattr(part, "__code__", None), "co_names", ())}
-old_tls = pytest.mark.asyncio_bug("rewritten in 3.11", when=sys.version_info < (3, 11), kinds=("tls",))
-old_tls_hangs = pytest.mark.asyncio_bug(
-    "rewritten in 3.11", when=sys.version_info < (3, 11), kinds=("tls",), run=False
-)
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback")
 
 
@@ -232,7 +228,7 @@ def test_abort_drops_what_is_queued(run, kind, tls):
 
 @pytest.mark.asyncio_bug(
     "writelines() forgets to ask whether the connection is lost",
-    when="_conn_lost" not in WRITELINES.co_names and "sendmsg" in SELECTOR_NAMES,
+    when=bool(WRITELINES_USES) and "_conn_lost" not in WRITELINES_USES,
     kinds=("tcp", "unix"),
 )
 def test_writing_after_close_is_dropped(run, kind, tls):
