@@ -67,8 +67,8 @@ class Loop(_engine.Loop, asyncio.SelectorEventLoop):
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
 
-    def _method_failed(self, method: Callable[..., Any], argument: Any, exc: BaseException) -> None:
-        self._callback_failed(asyncio.Handle(method, (argument,), self), exc)
+    def _method_failed(self, method: Callable[..., Any], args: tuple[Any, ...], exc: BaseException) -> None:
+        self._callback_failed(asyncio.Handle(method, args, self), exc)
 
     def _slow_callback(self, what: Any, duration: float) -> None:
         if duration >= self.slow_callback_duration:

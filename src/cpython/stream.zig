@@ -19,6 +19,7 @@ const loop_type = @import("loop_type.zig");
 const stream_close = @import("stream_close.zig");
 const stream_read = @import("stream_read.zig");
 const stream_write = @import("stream_write.zig");
+const transport = @import("transport.zig");
 const Source = @import("source.zig").Source;
 const State = @import("state.zig").State;
 
@@ -108,7 +109,7 @@ pub const Options = struct {
     waiter: ?*Object = null,
 };
 
-pub const high_water_default = 64 * 1024;
+pub const high_water_default = transport.high_water_default;
 
 /// Takes `options.fd` over as soon as it returns a transport; after an error it is the caller's.
 pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*Object {

@@ -9,16 +9,14 @@ const loop_type = @import("loop_type.zig");
 const raise = @import("raise.zig");
 const stream = @import("stream.zig");
 const stream_write = @import("stream_write.zig");
+const transport = @import("transport.zig");
 const Source = @import("source.zig").Source;
 
 const Object = py.Object;
 const Fields = stream.Fields;
 
-/// Queues the next step of the life cycle, which runs in a later turn or behind what is queued.
-pub fn queueStep(self: *Fields) py.Error!void {
-    self.loop.core.post(.ofSource(&self.source, .step)) catch |err| return raise.fromCore(err);
-    py.incref(self.object());
-}
+pub const queueStep = transport.queueStep;
+pub const report = transport.report;
 
 /// Each queued step is one of two: the first is the start, the second the end.
 pub fn step(source: *Source) py.Error!void {
@@ -31,7 +29,7 @@ pub fn step(source: *Source) py.Error!void {
 pub fn start(self: *Fields) py.Error!void {
     self.started = true;
     if (self.protocol) |protocol| {
-        try callReported(self, protocol, .connection_made, self.object());
+        try transport.callReported(self, protocol, .connection_made, .{self.object()});
     }
     if (self.isReading() and !self.loop.closed) {
         self.source.arm(self.loop, stream.interest(self)) catch |err| {
@@ -44,62 +42,8 @@ pub fn start(self: *Fields) py.Error!void {
     if (self.waiter) |waiter| {
         self.waiter = null;
         defer py.decref(waiter);
-        try setResultUnlessCancelled(self, waiter);
+        try transport.setResultUnlessCancelled(self.loop.state, waiter);
     }
-}
-
-fn setResultUnlessCancelled(self: *Fields, waiter: *Object) py.Error!void {
-    const state = self.loop.state;
-    const cancelled = try py.callMethod(waiter, state.name(.cancelled), .{});
-    defer py.decref(cancelled);
-    if (try py.isTrue(cancelled)) return;
-    py.decref(try py.callMethod(waiter, state.name(.set_result), .{py.none()}));
-}
-
-/// Calls a protocol method in the transport's context; false if it raised, with the exception set.
-/// Exceptions that must leave the loop come back as the error.
-fn enteredCall(self: *Fields, protocol: *Object, comptime method: @import("state.zig").Name, argument: *Object) py.Error!bool {
-    const context = py.newRef(self.context.?);
-    defer py.decref(context);
-    const held = py.newRef(protocol);
-    defer py.decref(held);
-    try py.checkInt(c.PyContext_Enter(context));
-    const result = py.callMethod(held, self.loop.state.name(method), .{argument});
-    if (result) |value| py.decref(value) else |_| {
-        const saved: py.Saved = .save();
-        _ = c.PyContext_Exit(context);
-        saved.restore();
-        return if (py.isExit()) error.Python else false;
-    }
-    try py.checkInt(c.PyContext_Exit(context));
-    return true;
-}
-
-/// As `enteredCall`, with asyncio's report of an exception in a callback.
-fn callReported(self: *Fields, protocol: *Object, comptime method: @import("state.zig").Name, argument: *Object) py.Error!void {
-    if (try enteredCall(self, protocol, method, argument)) return;
-    const pending: py.Saved = .save();
-    const bound = py.getAttr(protocol, self.loop.state.name(method)) catch none: {
-        c.PyErr_Clear();
-        break :none py.newNone();
-    };
-    defer py.decref(bound);
-    pending.restore();
-    try self.loop.methodFailed(bound, argument);
-}
-
-/// asyncio's report of an exception that costs the connection.
-pub fn report(self: *Fields, exception: *Object, message: [*:0]const u8) py.Error!void {
-    const state = self.loop.state;
-    const details = try py.check(c.PyDict_New());
-    defer py.decref(details);
-    const text = try py.check(c.PyUnicode_FromString(message));
-    defer py.decref(text);
-    try py.checkInt(c.PyDict_SetItem(details, state.name(.message), text));
-    try py.checkInt(c.PyDict_SetItem(details, state.name(.exception), exception));
-    try py.checkInt(c.PyDict_SetItem(details, state.name(.transport), self.object()));
-    try py.checkInt(c.PyDict_SetItem(details, state.name(.protocol), self.protocol orelse py.none()));
-    py.decref(try py.callMethod(self.loop.object(), state.name(.call_exception_handler), .{details}));
 }
 
 /// Ends the connection because of `exception`. An OSError is the network's business and logged in
@@ -161,7 +105,7 @@ pub fn connectionLost(self: *Fields) py.Error!void {
     defer py.xdecref(protocol);
     var left: ?py.Saved = null;
     if (self.protocol_connected) if (protocol) |p| {
-        callReported(self, p, .connection_lost, exception) catch {
+        transport.callReported(self, p, .connection_lost, .{exception}) catch {
             left = .save();
         };
     };

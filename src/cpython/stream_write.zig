@@ -14,6 +14,7 @@ const raise = @import("raise.zig");
 const loop_type = @import("loop_type.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
+const transport = @import("transport.zig");
 
 const Object = py.Object;
 const Fields = stream.Fields;
@@ -34,34 +35,16 @@ pub const Queue = core.WriteQueue(Owner);
 /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES.
 const lost_writes_warned_from = 5;
 
-/// Exact bytes are kept as they are; anything else is copied now, so that later changes to it do
-/// not reach the peer.
-fn immutable(data: *Object) py.Error!*Object {
-    if (py.isExact(data, &c.PyBytes_Type)) return py.newRef(data);
-    var view: c.Py_buffer = undefined;
-    try py.checkInt(c.PyObject_GetBuffer(data, &view, c.PyBUF_FULL_RO));
-    defer c.PyBuffer_Release(&view);
-    const copy = try py.check(c.PyBytes_FromStringAndSize(null, view.len));
-    errdefer py.decref(copy);
-    try py.checkInt(c.PyBuffer_ToContiguous(py.bytesOf(copy).ptr, &view, view.len, 'C'));
-    return copy;
-}
-
-fn isBytesLike(data: *Object) bool {
-    return py.isInstance(data, &c.PyBytes_Type) or py.isInstance(data, &c.PyByteArray_Type) or
-        py.isInstance(data, &c.PyMemoryView_Type);
-}
-
 fn write(object: *Object, data: *Object) py.Error!*Object {
     const self = stream.of(object);
-    if (!isBytesLike(data)) {
+    if (!transport.isBytesLike(data)) {
         const name = try py.check(c.PyObject_GetAttrString(@ptrCast(py.typeOf(data)), "__name__"));
         defer py.decref(name);
         return py.raiseFormat(c.PyExc_TypeError, "data argument must be a bytes-like object, not %R", .{name});
     }
     if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call write() after write_eof()");
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to write; sendfile is in progress");
-    const bytes = try immutable(data);
+    const bytes = try transport.immutable(data);
     if (py.bytesOf(bytes).len == 0) {
         py.decref(bytes);
         return py.newNone();
@@ -88,7 +71,7 @@ fn writelines(object: *Object, list: *Object) py.Error!*Object {
     defer py.decref(iterator);
     while (c.PyIter_Next(iterator)) |item| {
         defer py.decref(item);
-        const bytes = try immutable(item);
+        const bytes = try transport.immutable(item);
         if (py.bytesOf(bytes).len == 0) {
             py.decref(bytes);
             continue;
@@ -131,10 +114,10 @@ pub fn push(self: *Fields, bytes: *Object) py.Error!void {
 
 /// After bytes were queued: sends now, when the callback returns, or when the kernel has room.
 pub fn written(self: *Fields) py.Error!void {
-    if (self.source.watch.armed.write) return maybePause(self);
+    if (self.source.watch.armed.write) return transport.maybePause(self);
     if (!self.loop.in_callback or self.queue.size > self.high_water) {
         try flush(self);
-        return maybePause(self);
+        return transport.maybePause(self);
     }
     if (self.dirty) return;
     self.loop.dirty.push(gpa, &self.source) catch return py.noMemory();
@@ -150,7 +133,7 @@ pub fn flushDirty(loop: *LoopFields) py.Error!void {
         self.dirty = false;
         if (self.source.watch.armed.write) continue;
         try flush(self);
-        try maybePause(self);
+        try transport.maybePause(self);
     }
 }
 
@@ -192,7 +175,7 @@ pub fn ready(self: *Fields) py.Error!void {
         .done, .would_block => {},
     }
     // resume_writing may write more.
-    try maybeResume(self);
+    try transport.maybeResume(self);
     if (!self.queue.isEmpty()) return;
     self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
     if (self.empty_waiter) |waiter| {
@@ -212,31 +195,6 @@ pub fn ready(self: *Fields) py.Error!void {
 /// next read say so anyway.
 fn shutdownWrite(self: *Fields) void {
     _ = core.sys.shutdownWrite(self.fd());
-}
-
-fn maybePause(self: *Fields) py.Error!void {
-    if (self.queue.size <= self.high_water or self.protocol_paused) return;
-    self.protocol_paused = true;
-    try callFlowControl(self, .pause_writing, "protocol.pause_writing() failed");
-}
-
-pub fn maybeResume(self: *Fields) py.Error!void {
-    if (!self.protocol_paused or self.queue.size > self.low_water) return;
-    self.protocol_paused = false;
-    try callFlowControl(self, .resume_writing, "protocol.resume_writing() failed");
-}
-
-fn callFlowControl(self: *Fields, comptime method: @import("state.zig").Name, comptime message: [:0]const u8) py.Error!void {
-    const protocol = py.newRef(self.protocol orelse return);
-    defer py.decref(protocol);
-    if (py.callMethod(protocol, self.loop.state.name(method), .{})) |result| {
-        py.decref(result);
-    } else |err| {
-        if (py.isExit()) return err;
-        const exception = py.takeException();
-        defer py.decref(exception);
-        try stream_close.report(self, exception, message);
-    }
 }
 
 fn writeEof(object: *Object) py.Error!*Object {
@@ -272,37 +230,12 @@ fn getWriteBufferLimits(object: *Object) py.Error!*Object {
 fn setWriteBufferLimits(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const self = stream.of(object);
     const slots = try args.parse("set_write_buffer_limits", &.{ "high", "low" }, .{}, argv, names);
-    const limits = try parseLimits(slots[0], slots[1]);
+    const limits = try transport.parseLimits(slots[0], slots[1]);
     self.high_water = limits.high;
     self.low_water = limits.low;
     try settle(self);
-    try maybePause(self);
+    try transport.maybePause(self);
     return py.newNone();
-}
-
-pub const Limits = struct { high: usize, low: usize };
-
-/// asyncio's defaults and its error for limits that do not fit each other.
-pub fn parseLimits(high_given: ?*Object, low_given: ?*Object) py.Error!Limits {
-    var low: c.Ssize = 0;
-    if (args.given(low_given)) |given| low = try asSize(given);
-    const high = if (args.given(high_given)) |given|
-        try asSize(given)
-    else if (args.given(low_given) != null)
-        4 * low
-    else
-        stream.high_water_default;
-    if (args.given(low_given) == null) low = @divTrunc(high, 4);
-    if (!(high >= low and low >= 0)) {
-        return py.raiseFormat(c.PyExc_ValueError, "high (%zd) must be >= low (%zd) must be >= 0", .{ high, low });
-    }
-    return .{ .high = @intCast(high), .low = @intCast(low) };
-}
-
-fn asSize(object: *Object) py.Error!c.Ssize {
-    const value = c.PyLong_AsSsize_t(object);
-    if (value == -1 and c.PyErr_Occurred() != null) return error.Python;
-    return value;
 }
 
 fn makeEmptyWaiter(object: *Object) py.Error!*Object {

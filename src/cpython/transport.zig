@@ -1,0 +1,154 @@
+//! What all transports do alike: calls of protocol methods in the transport's context, reports,
+//! flow control, and what counts as bytes.
+//!
+//! The functions take any transport's fields that are called `source`, `loop`, `protocol` and
+//! `context`; those about flow control also need `queue`, `high_water`, `low_water` and
+//! `protocol_paused`. None of them keeps anything.
+
+const c = @import("c.zig");
+const py = @import("py.zig");
+const args = @import("args.zig");
+const raise = @import("raise.zig");
+const State = @import("state.zig").State;
+const Name = @import("state.zig").Name;
+
+const Object = py.Object;
+
+/// Queues the next step of the life cycle, which runs in a later turn or behind what is queued.
+pub fn queueStep(self: anytype) py.Error!void {
+    self.loop.core.post(.ofSource(&self.source, .step)) catch |err| return raise.fromCore(err);
+    py.incref(self.source.object);
+}
+
+pub fn setResultUnlessCancelled(state: *State, waiter: *Object) py.Error!void {
+    const cancelled = try py.callMethod(waiter, state.name(.cancelled), .{});
+    defer py.decref(cancelled);
+    if (try py.isTrue(cancelled)) return;
+    py.decref(try py.callMethod(waiter, state.name(.set_result), .{py.none()}));
+}
+
+/// Calls a protocol method in the transport's context; false if it raised, with the exception set.
+/// Exceptions that must leave the loop come back as the error.
+pub fn enteredCall(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
+    const context = py.newRef(self.context.?);
+    defer py.decref(context);
+    const held = py.newRef(protocol);
+    defer py.decref(held);
+    try py.checkInt(c.PyContext_Enter(context));
+    const result = py.callMethod(held, self.loop.state.name(method), arguments);
+    if (result) |value| py.decref(value) else |_| {
+        const saved: py.Saved = .save();
+        _ = c.PyContext_Exit(context);
+        saved.restore();
+        return if (py.isExit()) error.Python else false;
+    }
+    try py.checkInt(c.PyContext_Exit(context));
+    return true;
+}
+
+/// As `enteredCall`, with asyncio's report of an exception in a callback.
+pub fn callReported(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    if (try enteredCall(self, protocol, method, arguments)) return;
+    try methodFailed(self, protocol, method, arguments);
+}
+
+/// Reports the exception that is set as asyncio reports one that a callback raised.
+pub fn methodFailed(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    const pending: py.Saved = .save();
+    const bound = py.getAttr(protocol, self.loop.state.name(method)) catch none: {
+        c.PyErr_Clear();
+        break :none py.newNone();
+    };
+    defer py.decref(bound);
+    const given = py.newTuple(arguments) catch |err| {
+        pending.restore();
+        return err;
+    };
+    defer py.decref(given);
+    pending.restore();
+    try self.loop.methodFailed(bound, given);
+}
+
+/// asyncio's report of an exception that costs the connection.
+pub fn report(self: anytype, exception: *Object, message: [*:0]const u8) py.Error!void {
+    const state = self.loop.state;
+    const details = try py.check(c.PyDict_New());
+    defer py.decref(details);
+    const text = try py.check(c.PyUnicode_FromString(message));
+    defer py.decref(text);
+    try py.checkInt(c.PyDict_SetItem(details, state.name(.message), text));
+    try py.checkInt(c.PyDict_SetItem(details, state.name(.exception), exception));
+    try py.checkInt(c.PyDict_SetItem(details, state.name(.transport), self.source.object));
+    try py.checkInt(c.PyDict_SetItem(details, state.name(.protocol), self.protocol orelse py.none()));
+    py.decref(try py.callMethod(self.loop.object(), state.name(.call_exception_handler), .{details}));
+}
+
+pub fn isBytesLike(data: *Object) bool {
+    return py.isInstance(data, &c.PyBytes_Type) or py.isInstance(data, &c.PyByteArray_Type) or
+        py.isInstance(data, &c.PyMemoryView_Type);
+}
+
+/// Exact bytes are kept as they are; anything else is copied now, so that later changes to it do
+/// not reach the peer.
+pub fn immutable(data: *Object) py.Error!*Object {
+    if (py.isExact(data, &c.PyBytes_Type)) return py.newRef(data);
+    var view: c.Py_buffer = undefined;
+    try py.checkInt(c.PyObject_GetBuffer(data, &view, c.PyBUF_FULL_RO));
+    defer c.PyBuffer_Release(&view);
+    const copy = try py.check(c.PyBytes_FromStringAndSize(null, view.len));
+    errdefer py.decref(copy);
+    try py.checkInt(c.PyBuffer_ToContiguous(py.bytesOf(copy).ptr, &view, view.len, 'C'));
+    return copy;
+}
+
+pub fn maybePause(self: anytype) py.Error!void {
+    if (self.queue.size <= self.high_water or self.protocol_paused) return;
+    self.protocol_paused = true;
+    try callFlowControl(self, .pause_writing, "protocol.pause_writing() failed");
+}
+
+pub fn maybeResume(self: anytype) py.Error!void {
+    if (!self.protocol_paused or self.queue.size > self.low_water) return;
+    self.protocol_paused = false;
+    try callFlowControl(self, .resume_writing, "protocol.resume_writing() failed");
+}
+
+fn callFlowControl(self: anytype, comptime method: Name, comptime message: [:0]const u8) py.Error!void {
+    const protocol = py.newRef(self.protocol orelse return);
+    defer py.decref(protocol);
+    if (py.callMethod(protocol, self.loop.state.name(method), .{})) |result| {
+        py.decref(result);
+    } else |err| {
+        if (py.isExit()) return err;
+        const exception = py.takeException();
+        defer py.decref(exception);
+        try report(self, exception, message);
+    }
+}
+
+pub const high_water_default = 64 * 1024;
+
+pub const Limits = struct { high: usize, low: usize };
+
+/// asyncio's defaults and its error for limits that do not fit each other.
+pub fn parseLimits(high_given: ?*Object, low_given: ?*Object) py.Error!Limits {
+    var low: c.Ssize = 0;
+    if (args.given(low_given)) |given| low = try asSize(given);
+    const high = if (args.given(high_given)) |given|
+        try asSize(given)
+    else if (args.given(low_given) != null)
+        4 * low
+    else
+        high_water_default;
+    if (args.given(low_given) == null) low = @divTrunc(high, 4);
+    if (!(high >= low and low >= 0)) {
+        return py.raiseFormat(c.PyExc_ValueError, "high (%zd) must be >= low (%zd) must be >= 0", .{ high, low });
+    }
+    return .{ .high = @intCast(high), .low = @intCast(low) };
+}
+
+fn asSize(object: *Object) py.Error!c.Ssize {
+    const value = c.PyLong_AsSsize_t(object);
+    if (value == -1 and c.PyErr_Occurred() != null) return error.Python;
+    return value;
+}
