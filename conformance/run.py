@@ -11,6 +11,7 @@ The status is 0 only if every suite's result equals what `expectations.toml` say
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -27,11 +28,15 @@ from harness.runner import Settings, control, look_again, run_suite
 from harness.suites import Suite, suites
 from harness.verdict import Verdict
 
+# With more differences than this, none is a mystery of its own.
+LOOKS_MAX = 20
 EXPECTATIONS = cache.CONFORMANCE_ROOT / "expectations.toml"
 
 
 def main() -> int:
     options = _options()
+    # Ended from outside, as by a time limit, the run ends its own processes like after an interrupt.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     known = suites(options.cpython_tests)
     chosen = known if options.suite == "all" else {options.suite: known[options.suite]}
     folder = options.json or cache.folder("results")
@@ -45,6 +50,9 @@ def main() -> int:
     except ConformanceError as error:
         print(f"conformance: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("conformance: interrupted", file=sys.stderr)
+        return 130
     report.table(rows)
     return 0 if all(found.clean for _, found in rows) else 1
 
@@ -64,9 +72,12 @@ def _judged(
     ]
     found = verdict.judge(run, reference, differences)
     # Only to help whoever reads the report: a test that passes when it is alone has failed all the same.
+    puzzling = [name for name, test in found.differs.items() if test.outcome in ("failed", "error")]
     again = {
         name: f" (alone: {test.outcome})"
-        for name, _, test in look_again(suite, interpreter, loop, settings, run, list(found.differs))
+        for name, _, test in look_again(
+            suite, interpreter, loop, settings, run, puzzling if len(puzzling) <= LOOKS_MAX else []
+        )
     }
     run.verdict = found.as_json()
     run.save(folder / run.file_name)

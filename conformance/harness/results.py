@@ -14,7 +14,7 @@ GOOD = ("passed", "xfailed")
 
 
 @dataclass
-class TestResult:
+class CaseResult:
     outcome: str
     seconds: float
     loops: int
@@ -29,7 +29,7 @@ class TestResult:
 
 @dataclass
 class ModuleResult:
-    tests: dict[str, TestResult]
+    tests: dict[str, CaseResult]
     loops: int
     seconds: float
 
@@ -52,7 +52,7 @@ class RunResult:
     """Only some tests were asked for."""
 
     @property
-    def tests(self) -> dict[str, TestResult]:
+    def tests(self) -> dict[str, CaseResult]:
         return {name: test for module in self.modules.values() for name, test in module.tests.items()}
 
     @property
@@ -100,7 +100,7 @@ def load(path: Path) -> RunResult | None:
         return None
     modules = {
         name: ModuleResult(
-            {test: TestResult(**values) for test, values in module["tests"].items()},
+            {test: CaseResult(**values) for test, values in module["tests"].items()},
             module["loops"],
             module["seconds"],
         )
@@ -118,7 +118,7 @@ def load(path: Path) -> RunResult | None:
     )
 
 
-def _test_json(test: TestResult) -> dict[str, Any]:
+def _test_json(test: CaseResult) -> dict[str, Any]:
     data: dict[str, Any] = {"outcome": test.outcome, "seconds": test.seconds, "loops": test.loops}
     if test.outcome != "passed":
         data["detail"] = test.detail

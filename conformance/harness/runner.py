@@ -15,7 +15,7 @@ from harness.interpreters import Interpreter
 from harness.loops import CONTROL, Loop
 from harness.results import ModuleResult, RunResult
 from harness.suites import Start, Suite, environment_of_child
-from harness.supervise import Order, run_module
+from harness.supervise import Order, run_module, stop
 
 # A test that fails once on asyncio and passes when run again, alone, can pass: it must pass on the subject.
 CONTROL_LOOKS_MAX = 3
@@ -52,9 +52,14 @@ def run_suite(suite: Suite, interpreter: Interpreter, loop: Loop, settings: Sett
         return result
 
     with ThreadPoolExecutor(settings.jobs) as pool:
-        run.modules = {
-            order.module: found for order, found in zip(orders, pool.map(execute, orders), strict=True)
-        }
+        try:
+            found = list(pool.map(execute, orders))
+        except BaseException:
+            # Modules run in sessions of their own, out of reach of the terminal's interrupt.
+            stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    run.modules = {order.module: result for order, result in zip(orders, found, strict=True)}
     return run
 
 
@@ -69,8 +74,12 @@ def control(suite: Suite, interpreter: Interpreter, settings: Settings, *, fresh
     loop = Loop(CONTROL, None)
     settings = replace(settings, only=[])
     run = run_suite(suite, interpreter, loop, settings)
-    for _ in range(CONTROL_LOOKS_MAX - 1):
-        bad = [name for name, test in run.tests.items() if not test.good and test.outcome != "skipped"]
+    for look in range(CONTROL_LOOKS_MAX - 1):
+        bad = [
+            name
+            for name, test in run.tests.items()
+            if not test.good and test.outcome not in (("skipped",) if look == 0 else ("skipped", "timeout"))
+        ]
         for name, module, test in look_again(suite, interpreter, loop, settings, run, bad):
             if test.good:
                 run.modules[module].tests[name] = replace(
@@ -92,7 +101,7 @@ def _refuse_unloadable(run: RunResult) -> None:
 
 def look_again(
     suite: Suite, interpreter: Interpreter, loop: Loop, settings: Settings, run: RunResult, names: list[str]
-) -> list[tuple[str, str, results.TestResult]]:
+) -> list[tuple[str, str, results.CaseResult]]:
     """Run the named tests once more, one at a time in a process of its own: name, module and new result."""
     start = suite.start(interpreter, loop)
     found = []

@@ -40,7 +40,7 @@ class Suite(ABC):
     """Modules that are not run, each with the reason."""
     excluded: dict[str, str] = field(default_factory=dict)
     """Shell patterns of tests that are not run, each with the reason."""
-    test_limit_s: float = 120
+    test_limit_s: float = 60
     """A process that says nothing for so long is killed and the test that was running is reported."""
 
     @abstractmethod

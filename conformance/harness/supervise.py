@@ -13,14 +13,17 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.results import ModuleResult, TestResult
+from harness.results import CaseResult, ModuleResult
 from harness.suites import Start
+
+_stopping = threading.Event()
 
 POLL_S = 0.1
 ABORT_GRACE_S = 10.0
@@ -36,7 +39,7 @@ class Attempt:
     """What one process of the module said."""
 
     collected: list[str] | None = None
-    ended: dict[str, TestResult] = field(default_factory=dict)
+    ended: dict[str, CaseResult] = field(default_factory=dict)
     groups: list[dict[str, str]] = field(default_factory=list)
     running: str | None = None
     done: bool = False
@@ -53,7 +56,7 @@ class Attempt:
             case "end":
                 self.running = None
                 self.loops += event["loops"]
-                self.ended[event["test"]] = TestResult(
+                self.ended[event["test"]] = CaseResult(
                     event["outcome"], event["seconds"], event["loops"], event["detail"]
                 )
             case "group":
@@ -83,14 +86,14 @@ def run_module(order: Order) -> ModuleResult:
     began = time.monotonic()
     order.log.parent.mkdir(parents=True, exist_ok=True)
     order.log.unlink(missing_ok=True)
-    tests: dict[str, TestResult] = {}
+    tests: dict[str, CaseResult] = {}
     loops = 0
     attempt = Attempt()
     for _ in range(PROCESS_COUNT_MAX):
         attempt = _run_process(order, skip=list(tests))
         loops += attempt.loops
         tests.update(attempt.ended)
-        if attempt.done or attempt.collected is None:
+        if attempt.done or attempt.collected is None or _stopping.is_set():
             break
         victim = attempt.running or next((test for test in attempt.collected if test not in tests), None)
         if victim is None:
@@ -100,23 +103,28 @@ def run_module(order: Order) -> ModuleResult:
     return ModuleResult(tests, loops, round(time.monotonic() - began, 1))
 
 
+def stop() -> None:
+    """End all running modules; nothing that is still to come starts. For when the run is interrupted."""
+    _stopping.set()
+
+
 def _left_over(
-    module: str, attempt: Attempt, tests: dict[str, TestResult], log: Path, is_pytest: bool
-) -> dict[str, TestResult]:
+    module: str, attempt: Attempt, tests: dict[str, CaseResult], log: Path, is_pytest: bool
+) -> dict[str, CaseResult]:
     """Results for what no test of its own stands for: set-up of groups, loading, the process's end."""
-    found: dict[str, TestResult] = {}
+    found: dict[str, CaseResult] = {}
     for group in attempt.groups:
         if group["outcome"] != "skipped":
-            found[f"{module}::{group['name']}"] = TestResult(group["outcome"], 0, 0, group["detail"])
+            found[f"{module}::{group['name']}"] = CaseResult(group["outcome"], 0, 0, group["detail"])
     skips = [group for group in attempt.groups if group["outcome"] == "skipped"]
     for test in attempt.collected or []:
         if test in tests:
             continue
         reason = next((g["detail"] for g in skips if _belongs(test, g["name"])), None)
         if reason is not None:
-            found[test] = TestResult("skipped", 0, 0, reason)
+            found[test] = CaseResult("skipped", 0, 0, reason)
         else:
-            found[test] = TestResult(
+            found[test] = CaseResult(
                 "not run", 0, 0, "its group's set-up failed, or the module died too often"
             )
     if attempt.collected is None and not attempt.groups:
@@ -132,14 +140,14 @@ def _belongs(test: str, group: str) -> bool:
     return kind == "setUpModule" or test.rpartition(".")[0] in inner.rstrip(")")
 
 
-def _death(attempt: Attempt, log: Path) -> TestResult:
+def _death(attempt: Attempt, log: Path) -> CaseResult:
     if attempt.timed_out:
         outcome, text = "timeout", "nothing happened for too long; killed"
     elif attempt.status < 0:
         outcome, text = "crash", f"killed by {signal.Signals(-attempt.status).name}"
     else:
         outcome, text = "crash", f"the process ended with status {attempt.status}"
-    return TestResult(outcome, 0, 0, f"{text}\n{_tail(log)}")
+    return CaseResult(outcome, 0, 0, f"{text}\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:
@@ -212,8 +220,8 @@ def _watch(process: subprocess.Popen[bytes], events: Path, limit_s: float) -> At
             for event in _whole_lines(file):
                 attempt.take(event)
                 deadline = time.monotonic() + limit_s
-            if exited:
-                attempt.status = process.returncode
+            if exited or _stopping.is_set():
+                attempt.status = process.returncode or 0
                 return attempt
             if time.monotonic() > deadline:
                 attempt.timed_out = True

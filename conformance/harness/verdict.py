@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.expectations import Difference
-from harness.results import RunResult, TestResult
+from harness.results import CaseResult, RunResult
 
-MISSING = TestResult("missing", 0, 0, "the test exists on asyncio and was not found here")
+MISSING = CaseResult("missing", 0, 0, "the test exists on asyncio and was not found here")
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Verdict:
     """Known differences: test and reason."""
     control_fails: list[str] = field(default_factory=list)
     """Does not pass here and does not pass on asyncio."""
-    differs: dict[str, TestResult] = field(default_factory=dict)
+    differs: dict[str, CaseResult] = field(default_factory=dict)
     """Does not pass here, passes on asyncio, and is not a known difference."""
     passes: dict[str, str] = field(default_factory=dict)
     """A known difference that is gone: test and reason."""
@@ -71,8 +71,8 @@ def judge(run: RunResult, control: RunResult, differences: Iterable[Difference])
 def _place(
     verdict: Verdict,
     name: str,
-    test: TestResult,
-    control: TestResult | None,
+    test: CaseResult,
+    control: CaseResult | None,
     differences: list[Difference],
 ) -> None:
     known = next((difference for difference in differences if difference.covers(name)), None)

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from conformance_child import inherited
 from conformance_child import job as jobs
 from conformance_child import subject as subjects
 from conformance_child.reporter import Reporter, stable_name
 
+inherited.restore_signals()
 _job = jobs.load()
 _subject = subjects.install(_job.loop)
 _reporter = Reporter(_job, _subject)

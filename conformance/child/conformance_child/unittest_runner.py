@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+from conformance_child import inherited
 from conformance_child import job as jobs
 from conformance_child import subject as subjects
 from conformance_child.reporter import Reporter, stable_name
@@ -108,6 +109,7 @@ def _use_cpython_tests(folder: str | None) -> None:
 
 
 def main() -> None:
+    inherited.restore_signals()
     job = jobs.load()
     subject = subjects.install(job.loop)
     reporter = Reporter(job, subject)
