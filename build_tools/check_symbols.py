@@ -13,6 +13,8 @@ import ctypes
 import importlib.util
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 
 def problems(library: str) -> list[str]:
@@ -29,15 +31,16 @@ def problems(library: str) -> list[str]:
     return found
 
 
+def installed_library() -> str:
+    # The package is found, not imported: importing is what fails when a symbol is missing.
+    spec = importlib.util.find_spec("zloop")
+    if spec is None or spec.origin is None:
+        raise SystemExit("zloop is not installed")
+    return str(Path(spec.origin).parent / f"_engine{sysconfig.get_config_var('EXT_SUFFIX')}")
+
+
 def main() -> int:
-    if len(sys.argv) > 1:
-        library = sys.argv[1]
-    else:
-        spec = importlib.util.find_spec("zloop._engine")
-        if spec is None or spec.origin is None:
-            print("zloop is not installed")
-            return 1
-        library = spec.origin
+    library = sys.argv[1] if len(sys.argv) > 1 else installed_library()
     found = problems(library)
     print("\n".join(found) or f"{library}: every undefined symbol is accounted for")
     return 1 if found else 0
