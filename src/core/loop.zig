@@ -21,7 +21,6 @@ const UpdateError = @import("watch.zig").UpdateError;
 
 const Event = reactor_.Event;
 const Interest = reactor_.Interest;
-const Reactor = reactor_.Reactor;
 
 /// Readiness events taken by one wait. More stay in the kernel for the next turn.
 const event_count_max = 512;
@@ -39,6 +38,11 @@ const turns_without_poll_max = 64;
 ///   beforeWait/afterWait                  around a wait, which runs without the host's lock
 ///   interrupted(*Host) Error!void         a signal ended the wait
 pub fn Loop(comptime Host: type) type {
+    return LoopOver(Host, reactor_.Reactor);
+}
+
+/// The same over a chosen reactor: tests run one loop over each.
+pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
     return struct {
         const Self = @This();
         const Work = Host.Work;

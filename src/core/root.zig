@@ -33,5 +33,6 @@ test {
         _ = @import("reactor/kqueue_sim.zig");
         _ = @import("test/kqueue_faults.zig");
     }
+    _ = @import("test/loop_scenarios.zig");
     _ = @import("test/reactor_contract.zig");
 }

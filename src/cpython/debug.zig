@@ -3,6 +3,7 @@
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
+const handle = @import("handle.zig");
 const LoopFields = @import("loop_type.zig").Fields;
 const Work = @import("work.zig").Work;
 
@@ -15,6 +16,8 @@ pub fn run(loop: *LoopFields, work: Work) py.Error!void {
     const result = loop.runPlain(work);
     const elapsed_ns = core.clock.nowNs() - start_ns;
     py.clear(&loop.current_handle);
+    // The report needs to say what the callback was.
+    defer if (is_handle) handle.afterCall(object);
     try result;
     const seconds = try py.newFloat(core.clock.toSeconds(elapsed_ns));
     defer py.decref(seconds);

@@ -5,8 +5,14 @@
 //! take them; more than `args_inline_max` go into a tuple. Freed handles wait on a list of their
 //! loop, so the common case allocates nothing.
 //!
-//! Ownership: a queued handle holds its loop, callback, arguments and context; all but the loop go
-//! when it is cancelled or has been freed. Only the loop's thread runs or cancels handles.
+//! Ownership: a handle holds its callback, arguments and context only while it is scheduled, and
+//! lets them go when it has run, is cancelled, or the loop closes. So a handle that somebody keeps
+//! closes no reference cycle, and handles need not be tracked by the garbage collector, which
+//! otherwise costs more than running them: a queue's owner shows the collector what its handles
+//! hold (`traverseQueued`). Handles registered for descriptors live long and are tracked.
+//! Free-threaded builds track all.
+//!
+//! Only the loop's thread runs or cancels handles.
 
 const std = @import("std");
 const core = @import("core");
@@ -24,34 +30,55 @@ const LoopFields = loop_type.Fields;
 /// list of weak references. `layout.zig` checks it against the running interpreter.
 pub const base_size = @sizeOf(c.PyObject) + 8 * @as(usize, if (config.py_minor >= 12) 9 else 10);
 
-const args_inline_max = 3;
+const args_inline_max = 2;
 
 pub const Fields = struct {
     /// A strong reference to the loop's object.
     loop: *LoopFields,
     callback: ?*Object,
     context: ?*Object,
+    /// Inline arguments, or in the first place a tuple of all if there are more than fit.
     args: [args_inline_max]?*Object,
-    /// All arguments, if there are more than fit inline.
-    args_tuple: ?*Object,
     args_count: u32,
     cancelled: bool,
-    /// Set for a TimerHandle that has been in the heap and not run or cancelled since.
-    scheduled: bool,
+    /// Registered for a descriptor: runs each time that is ready, until it is removed.
+    lasting: bool,
+    /// Debug mode: where the handle was made, and what it looked like before it was cancelled.
+    source_traceback: ?*Object,
+    repr: ?*Object,
+
+    inline fn held(self: *Fields) []?*Object {
+        return self.args[0..if (self.args_count > args_inline_max) 1 else self.args_count];
+    }
+};
+
+/// What a TimerHandle has besides; lies behind `Fields`.
+pub const TimerFields = struct {
+    handle: Fields,
     timer: core.Timer,
     when: f64,
     /// `call_at` keeps what it was given unless that was a float.
     when_object: ?*Object,
-    source_traceback: ?*Object,
-    repr: ?*Object,
 };
 
-pub fn ofTimer(timer: *core.Timer) *Fields {
-    return @alignCast(@fieldParentPtr("timer", timer));
+pub fn ofTimer(timer: *core.Timer) *Object {
+    const fields: *TimerFields = @alignCast(@fieldParentPtr("timer", timer));
+    return TimerLayout.objectOf(fields);
 }
 
+pub const TimerLayout = py.Layout(TimerFields, base_size);
 pub const Layout = py.Layout(Fields, base_size);
 pub const of = Layout.of;
+pub const timerOf = TimerLayout.of;
+
+comptime {
+    // One offset for what both types share.
+    std.debug.assert(@offsetOf(TimerFields, "handle") == 0);
+    std.debug.assert(Layout.offset == TimerLayout.offset);
+}
+
+/// Whether the garbage collector has to know each handle by itself.
+const tracked = config.gil_disabled;
 
 /// Freed handles of one type, linked through their callback field.
 pub const FreeList = struct {
@@ -97,31 +124,39 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
         py.decref(context);
         return err;
     };
-    if (recycled != null) py.revive(object);
+    if (comptime py.can_recycle) if (recycled != null) py.revive(object);
     const self = of(object);
     py.incref(loop.object());
     self.loop = loop;
     self.callback = py.newRef(parsed.callback);
     self.context = context;
-    self.args_count = @intCast(parsed.args.len);
-    self.args_tuple = null;
+    self.args_count = 0;
     self.cancelled = false;
-    self.scheduled = false;
-    self.when_object = null;
+    self.lasting = false;
     self.source_traceback = null;
     self.repr = null;
+    if (kind == .timer) {
+        const timer = timerOf(object);
+        timer.timer = .{};
+        timer.when_object = null;
+    }
     if (parsed.args.len <= args_inline_max) {
         for (parsed.args, 0..) |arg, i| self.args[i] = py.newRef(arg);
     } else {
-        self.args_tuple = tupleOf(parsed.args) catch |err| {
-            self.args_count = 0;
-            c.PyObject_GC_Track(object);
+        self.args[0] = tupleOf(parsed.args) catch |err| {
             py.decref(object);
             return err;
         };
     }
-    c.PyObject_GC_Track(object);
+    self.args_count = @intCast(parsed.args.len);
+    if (comptime tracked) c.PyObject_GC_Track(object);
     return object;
+}
+
+/// Makes it a handle that is run many times, until it is cancelled.
+pub fn makeLasting(object: *Object) void {
+    of(object).lasting = true;
+    if (!tracked) c.PyObject_GC_Track(object);
 }
 
 fn allocate(loop: *LoopFields, comptime kind: Kind) py.Error!*Object {
@@ -133,7 +168,6 @@ fn allocate(loop: *LoopFields, comptime kind: Kind) py.Error!*Object {
     // The base's own fields stay null for ever: ours stand in front of them.
     const bytes: [*]u8 = @ptrCast(object);
     @memset(bytes[@sizeOf(c.PyObject)..Layout.offset], 0);
-    of(object).timer = .{};
     return object;
 }
 
@@ -143,7 +177,8 @@ fn tupleOf(items: []const *Object) py.Error!*Object {
     return tuple;
 }
 
-/// Calls the callback in its context. The caller holds a reference to the handle.
+/// Calls the callback in its context. The caller holds a reference to the handle, and calls
+/// `afterCall` when it has looked at what came of it.
 pub inline fn call(object: *Object) py.Error!void {
     const self = of(object);
     const callback = self.callback orelse return;
@@ -153,60 +188,80 @@ pub inline fn call(object: *Object) py.Error!void {
     py.incref(callback);
     defer py.decref(callback);
     try py.checkInt(c.PyContext_Enter(context));
-    const result = if (self.args_tuple) |tuple| result: {
-        py.incref(tuple);
-        defer py.decref(tuple);
-        break :result c.PyObject_Call(callback, tuple, null);
-    } else result: {
-        const count = self.args_count;
-        var stack: [args_inline_max + 1]?*Object = undefined;
-        for (self.args[0..count], 1..) |arg, i| stack[i] = py.newRef(arg.?);
-        defer for (stack[1..][0..count]) |arg| py.decref(arg.?);
-        const offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
-        break :result c.PyObject_Vectorcall(callback, stack[1..].ptr, count | offset, null);
+    const result = if (self.args_count == 0)
+        c.PyObject_CallNoArgs(callback)
+    else
+        callWithArgs(self, callback);
+    const value = result orelse {
+        const saved: py.Saved = .save();
+        _ = c.PyContext_Exit(context);
+        saved.restore();
+        return error.Python;
     };
-    const exited = c.PyContext_Exit(context);
-    const value = result orelse return error.Python;
     py.decref(value);
-    try py.checkInt(exited);
+    try py.checkInt(c.PyContext_Exit(context));
 }
 
-/// Drops callback and arguments. Re-entrant: each field is empty before its reference goes.
-fn release(self: *Fields) void {
-    py.clear(&self.callback);
-    const count = if (self.args_tuple == null) self.args_count else 0;
+fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
+    const count = self.args_count;
+    if (count > args_inline_max) {
+        const tuple = py.newRef(self.args[0].?);
+        defer py.decref(tuple);
+        return c.PyObject_Call(callback, tuple, null);
+    }
+    var stack: [args_inline_max + 1]?*Object = undefined;
+    for (self.args[0..count], 1..) |arg, i| stack[i] = py.newRef(arg.?);
+    defer for (stack[1..][0..count]) |arg| py.decref(arg.?);
+    const offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
+    return c.PyObject_Vectorcall(callback, stack[1..].ptr, count | offset, null);
+}
+
+pub inline fn afterCall(object: *Object) void {
+    if (!of(object).lasting) finish(object);
+}
+
+/// The handle will not run again: lets go of all it holds. Re-entrant: each field is empty before
+/// its reference goes.
+pub inline fn finish(object: *Object) void {
+    const self = of(object);
+    const held = self.held();
     self.args_count = 0;
-    py.clear(&self.args_tuple);
-    for (self.args[0..count]) |*arg| py.clear(arg);
+    py.clear(&self.callback);
+    for (held) |*arg| py.clear(arg);
+    py.clear(&self.context);
 }
 
 fn cancel(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.cancelled) return py.newNone();
     self.cancelled = true;
-    if (self.loop.debug) py.replace(&self.repr, try py.check(c.PyObject_Repr(object)));
-    const was_set = self.timer.isSet();
-    // The heap lets go before anything else can run; its reference is dropped last.
-    if (was_set) self.loop.core.timers.remove(self.loop.core.gpa, &self.timer);
-    self.scheduled = false;
-    release(self);
-    if (was_set) py.decref(object);
+    if (self.loop.debug and self.repr == null) self.repr = try py.check(c.PyObject_Repr(object));
+    if (py.isExact(object, self.loop.state.timer_handle_type)) {
+        const timer = timerOf(object);
+        if (timer.timer.isSet()) {
+            // The heap lets go before anything else can run; its reference is dropped last.
+            self.loop.core.timers.remove(self.loop.core.gpa, &timer.timer);
+            defer py.decref(object);
+            finish(object);
+            return py.newNone();
+        }
+    }
+    finish(object);
     return py.newNone();
 }
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
-    c.PyObject_GC_UnTrack(object);
+    if (c.PyObject_GC_IsTracked(object) != 0) c.PyObject_GC_UnTrack(object);
     c.PyObject_ClearWeakRefs(object);
-    release(self);
-    py.clear(&self.context);
-    py.clear(&self.when_object);
+    finish(object);
     py.clear(&self.source_traceback);
     py.clear(&self.repr);
     const loop = self.loop;
-    const state = loop.state;
+    const is_timer = py.isExact(object, loop.state.timer_handle_type);
+    if (is_timer) py.clear(&timerOf(object).when_object);
     const recycled = if (comptime py.can_recycle)
-        (if (py.isExact(object, state.handle_type)) loop.free_handles.push(object) else loop.free_timer_handles.push(object))
+        (if (is_timer) loop.free_timer_handles.push(object) else loop.free_handles.push(object))
     else
         false;
     if (!recycled) {
@@ -223,17 +278,23 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     try visitor.object(self.loop.object());
     try visitor.object(self.callback);
     try visitor.object(self.context);
-    try visitor.object(self.args_tuple);
-    if (self.args_tuple == null) for (self.args[0..self.args_count]) |arg| try visitor.object(arg);
-    try visitor.object(self.when_object);
+    for (self.held()) |arg| try visitor.object(arg);
     try visitor.object(self.source_traceback);
     try visitor.object(self.repr);
 }
 
+/// For the owner of a queue: what one of its handles holds. A handle that only the queue refers to
+/// is part of the queue's owner; one that others keep counts as theirs until it has run.
+pub fn traverseQueued(object: *Object, visitor: py.Visitor) error{Stop}!void {
+    if (c.PyObject_GC_IsTracked(object) != 0) return visitor.object(object);
+    if (!py.isUnique(object)) return;
+    try visitor.object(@ptrCast(py.typeOf(object)));
+    try traverseFields(object, visitor);
+}
+
 fn clearFields(object: *Object) callconv(.c) c_int {
+    finish(object);
     const self = of(object);
-    release(self);
-    py.clear(&self.context);
     py.clear(&self.source_traceback);
     py.clear(&self.repr);
     return 0;
@@ -249,8 +310,8 @@ fn getCallback(object: *Object) py.Error!*Object {
 
 fn getArgs(object: *Object) py.Error!*Object {
     const self = of(object);
-    if (self.cancelled) return py.newNone();
-    if (self.args_tuple) |tuple| return py.newRef(tuple);
+    if (self.callback == null) return py.newNone();
+    if (self.args_count > args_inline_max) return py.newRef(self.args[0].?);
     var items: [args_inline_max]*Object = undefined;
     for (self.args[0..self.args_count], 0..) |arg, i| items[i] = arg.?;
     return tupleOf(items[0..self.args_count]);
@@ -282,11 +343,11 @@ fn getRepr(object: *Object) py.Error!*Object {
 }
 
 fn getScheduled(object: *Object) py.Error!*Object {
-    return py.newBool(of(object).scheduled);
+    return py.newBool(timerOf(object).timer.isSet());
 }
 
 fn getWhen(object: *Object) py.Error!*Object {
-    const self = of(object);
+    const self = timerOf(object);
     if (self.when_object) |when| return py.newRef(when);
     return py.newFloat(self.when);
 }
@@ -339,4 +400,4 @@ const slots = slotsOf(&methods, &properties);
 const timer_slots = slotsOf(&timer_methods, &timer_properties);
 
 pub const spec: c.PyType_Spec = .{ .name = "zloop._engine.Handle", .basicsize = Layout.size, .flags = flags, .slots = &slots };
-pub const timer_spec: c.PyType_Spec = .{ .name = "zloop._engine.TimerHandle", .basicsize = Layout.size, .flags = flags, .slots = &timer_slots };
+pub const timer_spec: c.PyType_Spec = .{ .name = "zloop._engine.TimerHandle", .basicsize = TimerLayout.size, .flags = flags, .slots = &timer_slots };

@@ -72,14 +72,13 @@ fn schedule(loop: *LoopFields, parsed: args.Callback, when: f64, when_object: ?*
     if (loop.debug) try checkCall(loop, parsed.callback, "call_at", true);
     const scheduled = try handle.create(loop, .timer, parsed);
     errdefer py.decref(scheduled);
-    const fields = handle.of(scheduled);
+    const fields = handle.timerOf(scheduled);
     fields.when = when;
     if (when_object) |given| fields.when_object = py.newRef(given);
     if (loop.debug) try recordSource(loop, scheduled);
     // asyncio finds a NaN due at once: it compares as not later than anything.
     const deadline_ns = if (when != when) 0 else core.clock.fromSecondsCeil(when);
     loop.core.timers.push(loop.core.gpa, &fields.timer, deadline_ns) catch |err| return raise.fromCore(err);
-    fields.scheduled = true;
     // The heap's reference.
     return py.newRef(scheduled);
 }

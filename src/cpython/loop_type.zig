@@ -54,9 +54,7 @@ pub const Fields = struct {
     pub const Work = @import("work.zig").Work;
 
     pub fn workOfTimer(_: *Fields, timer: *core.Timer) Self.Work {
-        const fields = handle.ofTimer(timer);
-        fields.scheduled = false;
-        return .ofHandle(handle.Layout.objectOf(fields));
+        return .ofHandle(handle.ofTimer(timer));
     }
 
     pub fn queueWatch(self: *Fields, watch: *core.Watch) void {
@@ -94,7 +92,10 @@ pub const Fields = struct {
         self.in_callback = true;
         defer self.in_callback = false;
         switch (work.kind()) {
-            .handle => handle.call(work.handle()) catch return self.callbackFailed(work.handle()),
+            .handle => {
+                defer if (!self.debug) handle.afterCall(work.handle());
+                handle.call(work.handle()) catch return self.callbackFailed(work.handle());
+            },
             .ready => {
                 const source = work.source();
                 const readiness = source.watch.pending;
@@ -151,13 +152,17 @@ pub const Fields = struct {
     fn release(self: *Fields) void {
         self.core.inbox.drainInto(gpa, &self.core.ready) catch {};
         while (self.core.ready.pop()) |work| {
-            if (work.kind() == .ready) work.source().watch.pending = .none;
+            switch (work.kind()) {
+                .handle => handle.finish(work.handle()),
+                .ready => work.source().watch.pending = .none,
+                .step => {},
+            }
             py.decref(work.object());
         }
         while (self.core.timers.popDue(gpa, std.math.maxInt(u64))) |timer| {
-            const fields = handle.ofTimer(timer);
-            fields.scheduled = false;
-            py.decref(handle.Layout.objectOf(fields));
+            const object_ = handle.ofTimer(timer);
+            handle.finish(object_);
+            py.decref(object_);
         }
         while (self.dirty.pop()) |source| py.decref(source.object);
         const forked = self.core.isForked();
@@ -211,11 +216,11 @@ fn dealloc(object: *Object) callconv(.c) void {
 
 fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
-    for (0..self.core.ready.len) |i| try visitor.object(self.core.ready.at(i).object());
-    for (self.core.timers.entries.items) |entry| {
-        const fields = handle.ofTimer(entry.timer);
-        try visitor.object(handle.Layout.objectOf(fields));
+    for (0..self.core.ready.len) |i| {
+        const work = self.core.ready.at(i);
+        if (work.kind() == .handle) try handle.traverseQueued(work.handle(), visitor) else try visitor.object(work.object());
     }
+    for (self.core.timers.entries.items) |entry| try handle.traverseQueued(handle.ofTimer(entry.timer), visitor);
     for (self.core.watches.slots.items) |slot| {
         if (slot) |watch| try visitor.object(Source.ofWatch(watch).object);
     }
@@ -339,8 +344,7 @@ fn getScheduled(object: *Object) py.Error!*Object {
     const list = try py.check(c.PyList_New(0));
     errdefer py.decref(list);
     for (self.core.timers.entries.items) |entry| {
-        const fields = handle.ofTimer(entry.timer);
-        try py.checkInt(c.PyList_Append(list, handle.Layout.objectOf(fields)));
+        try py.checkInt(c.PyList_Append(list, handle.ofTimer(entry.timer)));
     }
     return list;
 }

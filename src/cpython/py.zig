@@ -69,7 +69,7 @@ pub inline fn replace(field: *?*Object, object: ?*Object) void {
 
 /// Whether this reference is the only one. Always false where counts are not plain memory.
 pub inline fn isUnique(object: *Object) bool {
-    if (comptime !inline_refcounts) return false;
+    if (comptime config.gil_disabled) return false;
     if (comptime has_immortals) return refcount32(object).* == 1;
     return object.ob_refcnt == 1;
 }
