@@ -54,6 +54,9 @@ class Row:
     includes: Callable[[str], bool] = lambda _: True
     """Whether a contender takes part."""
     has_limit: bool = False
+    cpu_metric: Metric | None = None
+    """What takes the metric's place when CPU time is compared: it is almost free of noise on a machine that
+    others use too, but blind to time spent waiting."""
     results: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
@@ -77,6 +80,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     command_line.add_argument("--rows", default="", help="only rows whose name matches this expression")
     command_line.add_argument("--list", action="store_true", help="print the rows and stop")
+    command_line.add_argument("--by-cpu", action="store_true", help="compare CPU time where rows know it")
     command_line.add_argument("--quick", action="store_true", help="three short rounds")
     command_line.add_argument(
         "--tiny", action="store_true", help="about 20 ms a sample: does everything run?"
@@ -96,16 +100,21 @@ def run_group(
     if options.list:
         print("\n".join(row.name for row in chosen))
         return None
+    for row in chosen:
+        if options.by_cpu and row.cpu_metric:
+            row.metric = row.cpu_metric
     effort = effort_of(options, full)
     asked_for = [name for name in options.loops.split(",") if name]
     missing = {name: package for name in asked_for if (package := loops.contender(name).missing_package())}
     for name, package in missing.items():
         report(f"{name}: left out, {package} is not installed")
     present = [name for name in asked_for if name not in missing]
+    load = [machine.load()]
     for row in chosen:
         collect(row, present, effort)
+        load.append(machine.load())
     path = options.out or default_path(group, effort, options.label)
-    write(path, group, effort, chosen, present, sorted(missing))
+    write(path, group, effort, chosen, load, present, sorted(missing))
     report(f"results: {path}")
     return path
 
@@ -147,13 +156,20 @@ def line_of(row: Row) -> str:
 
 
 def write(
-    path: Path, group: str, effort: Effort, rows: Sequence[Row], names: list[str], missing: list[str]
+    path: Path,
+    group: str,
+    effort: Effort,
+    rows: Sequence[Row],
+    load: list[float],
+    names: list[str],
+    missing: list[str],
 ) -> None:
     document = {
         "group": group,
         "effort": {"name": effort.name, "duration_s": effort.duration_s, "rounds": effort.rounds},
         "date": datetime.date.today().isoformat(),
         "machine": machine.facts(),
+        "load": stats.median(load),
         "versions": loops.versions(names),
         "not_installed": missing,
         "rows": [

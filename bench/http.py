@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from bench import harness
-from bench.servers import RATE, milliseconds
+from bench.servers import CPU, RATE, milliseconds
 from bench.serving import python_command, running
 
 FULL = (1.0, 5)
@@ -47,7 +47,10 @@ PAGES = [
 
 
 def rows() -> list[harness.Row]:
-    return [harness.Row(f"{page.name}, {CONNECTIONS} connections", RATE, page.sample) for page in PAGES]
+    return [
+        harness.Row(f"{page.name}, {CONNECTIONS} connections", RATE, page.sample, cpu_metric=CPU)
+        for page in PAGES
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:

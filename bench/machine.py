@@ -34,6 +34,11 @@ def cpu_model() -> str:
     return platform.processor() or "unknown"
 
 
+def load() -> float:
+    """Processes that wanted to run over the last minute, this benchmark's own (two at most) among them."""
+    return os.getloadavg()[0]
+
+
 def kernel_release() -> str:
     """Version numbers only: what follows them may name the machine's maker or owner."""
     return platform.release().partition("-")[0]

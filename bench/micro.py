@@ -1,6 +1,6 @@
 """Scheduling benchmarks: what a loop costs before any byte moves.
 
-`python -m bench.micro [--quick | --tiny] [--rows REGEX] [--loops a,b]`
+`python -m bench.micro [--by-cpu] [--quick | --tiny] [--rows REGEX] [--loops a,b]`
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from bench import harness, loops, workloads
 
 FULL = (0.3, 7)
 """Seconds a sample and samples a contender."""
+
+
+BY_TIME = harness.Metric("rate", "per second")
+BY_CPU = harness.Metric("cpu_rate", "per CPU second")
 
 
 def rows() -> list[harness.Row]:
@@ -26,8 +30,8 @@ def row_of(workload: workloads.Workload) -> harness.Row:
     def includes(name: str) -> bool:
         return workload.uses_transports or loops.contender(name).schedules
 
-    unit = "per CPU second" if workload.per_cpu_second else "per second"
-    return harness.Row(workload.name, harness.Metric("rate", unit), sample, includes)
+    metric = BY_CPU if workload.per_cpu_second else BY_TIME
+    return harness.Row(workload.name, metric, sample, includes, cpu_metric=BY_CPU)
 
 
 def main(arguments: list[str] | None = None) -> None:

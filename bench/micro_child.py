@@ -16,10 +16,9 @@ def main() -> None:
     options = command_line.parse_args()
     workload = workloads.WORKLOADS[options.row]
     spent = workload.measure(loops.current_loop_factory(options.loop), options.duration)
-    seconds = spent.cpu_s if workload.per_cpu_second else spent.wall_s
     sample = {
-        "rate": spent.operations / seconds,
-        "cpu_us": spent.cpu_s / spent.operations * 1e6,
+        "rate": spent.operations / spent.wall_s,
+        "cpu_rate": spent.operations / spent.cpu_s,
         "operations": spent.operations,
     }
     print(json.dumps(sample))

@@ -24,7 +24,7 @@ COLOURS = {
     "aiofastnet": "#a57c00",
     "C limit": "#212529",
 }
-LABEL_PX, CHART_PX, MARGIN_PX, LINE_PX = 330, 560, 24, 18
+LABEL_PX, CHART_PX, MARGIN_PX, LINE_PX = 380, 560, 24, 18
 RATIO_MIN, RATIO_MAX = 1 / 8, 8
 """Both ends of the logarithmic axis; what lies beyond is drawn at the end."""
 TEXT = 'font-family="system-ui, sans-serif" font-size="12"'
@@ -86,7 +86,7 @@ def axis(top: float, bottom: float) -> list[str]:
         x = place(ratio)
         colour = "#1864ab" if ratio == 1 else "#dee2e6"
         lines.append(f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="{colour}"/>')
-        label = f"{ratio:g}×" if ratio >= 1 else f"1/{1 / ratio:g}"
+        label = f"{ratio:g} times" if ratio >= 1 else f"1/{1 / ratio:g}"
         lines.append(text(x, top - 4, label, 'text-anchor="middle" fill="#495057"'))
         ratio *= 2
     return lines

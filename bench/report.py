@@ -92,10 +92,12 @@ def footnote(document: dict[str, Any]) -> str:
     effort = document["effort"]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(document["versions"].items()))
     absent = ", ".join(document["not_installed"])
+    notes = [f" Ratios above 1: {loops.SUBJECT} is better."] if loops.SUBJECT in document["versions"] else []
+    notes += [f" Not installed: {absent}."] if absent else []
     return (
         f"{machine.summary(document['machine'])}; {versions}. Median and interquartile range of "
-        f"{effort['rounds']} interleaved rounds of {effort['duration_s']:g} s, {document['date']}."
-        + (f" Not installed: {absent}." if absent else "")
+        f"{effort['rounds']} interleaved rounds of {effort['duration_s']:g} s, {document['date']}, "
+        f"load average {document['load']:.1f}." + "".join(notes)
     )
 
 

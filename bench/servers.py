@@ -19,6 +19,7 @@ KIB = 1024
 SIZES = (64, KIB, 10 * KIB, 64 * KIB, 100 * KIB, KIB * KIB)
 CONNECTIONS = (1, 10, 100, 1000)
 RATE = harness.Metric("rate", "requests/s")
+CPU = harness.Metric("cpu_us", "CPU µs a request", lower_is_better=True)
 SYSCALLS = harness.Metric("total", "system calls a request", lower_is_better=True)
 
 
@@ -45,7 +46,8 @@ class Cell:
             )
 
     def row(self) -> harness.Row:
-        return harness.Row(self.name, RATE, self.sample, has_limit=self.shape == "proto")
+        has_limit = self.shape == "proto"
+        return harness.Row(self.name, RATE, self.sample, has_limit=has_limit, cpu_metric=CPU)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,11 @@ class ConnectCell:
     def row(self) -> harness.Row:
         metric = harness.Metric("rate", "connections/s")
         return harness.Row(
-            f"{self.transport} connect + echo + close, 10 at a time", metric, self.sample, has_limit=True
+            f"{self.transport} connect + echo + close, 10 at a time",
+            metric,
+            self.sample,
+            has_limit=True,
+            cpu_metric=CPU,
         )
 
 
