@@ -1,8 +1,6 @@
 //! Reading from a stream: one read per connection and turn, delivered the way the protocol takes it.
 //!
-//! Small reads land in the loop's shared buffer and leave as bytes objects of their exact size, so
-//! an idle connection holds no memory. When the peer fills a read, the next one goes straight into
-//! a bytes object of the grown size: large data is not copied.
+//! How much is read, and into what, is `read_bytes.zig`'s business.
 
 const std = @import("std");
 const core = @import("core");
@@ -10,6 +8,7 @@ const c = @import("c.zig");
 const py = @import("py.zig");
 const debug = @import("debug.zig");
 const raise = @import("raise.zig");
+const read_bytes = @import("read_bytes.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
 const stream_reader = @import("stream_reader.zig");
@@ -28,13 +27,7 @@ pub const Delivery = enum {
     reader,
 };
 
-/// The first read of a connection. Most messages fit, and copying this much costs less than the
-/// allocation that would avoid it.
-pub const size_min = 16 * 1024;
-/// Reads grow to this while the peer fills them: asyncio's `max_size`.
-const size_max = 256 * 1024;
-/// From this size on a read goes straight into a bytes object.
-const direct_from = 64 * 1024;
+pub const size_min = read_bytes.size_min;
 
 pub fn deliveryFor(state: *State, protocol: *Object) py.Error!Delivery {
     const buffered = c.PyObject_IsInstance(protocol, state.buffered_protocol);
@@ -93,28 +86,11 @@ fn deliver(self: *Fields, protocol: *Object, data: *Object) py.Error!void {
 /// The bytes that have come, or null if there are none to deliver: not yet, no more, or an error,
 /// each of which has been dealt with.
 fn receive(self: *Fields, protocol: *Object) py.Error!?*Object {
-    const size = self.read_size;
-    if (size >= direct_from) return receiveDirect(self, protocol, size);
-    const buffer = (try self.loop.readBuffer())[0..size];
-    const count = (try received(self, protocol, core.sys.recv(self.fd(), buffer))) orelse return null;
-    if (count == size) self.read_size = @min(2 * size, size_max);
-    return try py.newBytes(buffer[0..count]);
-}
-
-fn receiveDirect(self: *Fields, protocol: *Object, size: u32) py.Error!?*Object {
-    var data: ?*Object = try py.check(c.PyBytes_FromStringAndSize(null, size));
-    const outcome = core.sys.recv(self.fd(), py.bytesOf(data.?));
-    const count = (try received(self, protocol, outcome)) orelse {
-        py.decref(data.?);
-        return null;
-    };
-    if (count == size) {
-        self.read_size = @min(2 * size, size_max);
-    } else {
-        if (count < size / 4) self.read_size = @max(size / 2, size_min);
-        if (c._PyBytes_Resize(&data, @intCast(count)) < 0) return error.Python;
+    switch (try read_bytes.read(self.loop, &self.read_size, self.fd(), core.sys.recv)) {
+        .bytes => |data| return data,
+        .none => |outcome| _ = try received(self, protocol, outcome),
     }
-    return data.?;
+    return null;
 }
 
 /// How many bytes came, or null after dealing with anything else.

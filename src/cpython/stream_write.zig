@@ -9,7 +9,6 @@ const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
-const args = @import("args.zig");
 const raise = @import("raise.zig");
 const loop_type = @import("loop_type.zig");
 const stream = @import("stream.zig");
@@ -31,9 +30,6 @@ pub const Owner = struct {
 };
 
 pub const Queue = core.WriteQueue(Owner);
-
-/// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES.
-const lost_writes_warned_from = 5;
 
 fn write(object: *Object, data: *Object) py.Error!*Object {
     const self = stream.of(object);
@@ -98,12 +94,7 @@ fn writelines(object: *Object, list: *Object) py.Error!*Object {
 /// Whether the peer has gone: then what is written is dropped, as asyncio drops it.
 fn isLost(self: *Fields) py.Error!bool {
     if (self.conn_lost == 0) return false;
-    if (self.conn_lost >= lost_writes_warned_from) {
-        const text = try py.check(c.PyUnicode_FromString("socket.send() raised exception."));
-        defer py.decref(text);
-        py.decref(try py.callMethod(self.loop.state.logger, self.loop.state.name(.warning), .{text}));
-    }
-    self.conn_lost +|= 1;
+    try transport.countLostWrite(self, "socket.send() raised exception.");
     return true;
 }
 
@@ -219,20 +210,12 @@ fn getWriteBufferSize(object: *Object) py.Error!*Object {
 }
 
 fn getWriteBufferLimits(object: *Object) py.Error!*Object {
-    const self = stream.of(object);
-    const low = try py.newInt(self.low_water);
-    defer py.decref(low);
-    const high = try py.newInt(self.high_water);
-    defer py.decref(high);
-    return py.newTuple(.{ low, high });
+    return transport.limits(stream.of(object));
 }
 
 fn setWriteBufferLimits(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const self = stream.of(object);
-    const slots = try args.parse("set_write_buffer_limits", &.{ "high", "low" }, .{}, argv, names);
-    const limits = try transport.parseLimits(slots[0], slots[1]);
-    self.high_water = limits.high;
-    self.low_water = limits.low;
+    try transport.setLimits(self, argv, names);
     try settle(self);
     try transport.maybePause(self);
     return py.newNone();

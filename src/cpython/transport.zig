@@ -101,6 +101,19 @@ pub fn immutable(data: *Object) py.Error!*Object {
     return copy;
 }
 
+/// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES.
+const lost_writes_warned_from = 5;
+
+/// Counts a write that is dropped because there is nobody to write to.
+pub fn countLostWrite(self: anytype, warning: [*:0]const u8) py.Error!void {
+    if (self.conn_lost >= lost_writes_warned_from) {
+        const text = try py.check(c.PyUnicode_FromString(warning));
+        defer py.decref(text);
+        py.decref(try py.callMethod(self.loop.state.logger, self.loop.state.name(.warning), .{text}));
+    }
+    self.conn_lost +|= 1;
+}
+
 pub fn maybePause(self: anytype) py.Error!void {
     if (self.queue.size <= self.high_water or self.protocol_paused) return;
     self.protocol_paused = true;
@@ -128,10 +141,27 @@ fn callFlowControl(self: anytype, comptime method: Name, comptime message: [:0]c
 
 pub const high_water_default = 64 * 1024;
 
-pub const Limits = struct { high: usize, low: usize };
+/// `get_write_buffer_limits()`.
+pub fn limits(self: anytype) py.Error!*Object {
+    const low = try py.newInt(self.low_water);
+    defer py.decref(low);
+    const high = try py.newInt(self.high_water);
+    defer py.decref(high);
+    return py.newTuple(.{ low, high });
+}
+
+/// `set_write_buffer_limits(high=None, low=None)`, without asking whether the protocol must pause.
+pub fn setLimits(self: anytype, argv: []const *Object, names: ?*Object) py.Error!void {
+    const slots = try args.parse("set_write_buffer_limits", &.{ "high", "low" }, .{}, argv, names);
+    const parsed = try parseLimits(slots[0], slots[1]);
+    self.high_water = parsed.high;
+    self.low_water = parsed.low;
+}
+
+const Limits = struct { high: usize, low: usize };
 
 /// asyncio's defaults and its error for limits that do not fit each other.
-pub fn parseLimits(high_given: ?*Object, low_given: ?*Object) py.Error!Limits {
+fn parseLimits(high_given: ?*Object, low_given: ?*Object) py.Error!Limits {
     var low: c.Ssize = 0;
     if (args.given(low_given)) |given| low = try asSize(given);
     const high = if (args.given(high_given)) |given|

@@ -1,0 +1,60 @@
+//! One read from a descriptor, as a bytes object.
+//!
+//! Small reads land in the loop's shared buffer and leave as bytes objects of their exact size, so
+//! an idle connection holds no memory. When the peer fills a read, the next one goes straight into
+//! a bytes object of the grown size: large data is not copied.
+
+const core = @import("core");
+const c = @import("c.zig");
+const py = @import("py.zig");
+const LoopFields = @import("loop_type.zig").Fields;
+
+/// The first read of a connection. Most messages fit, and copying this much costs less than the
+/// allocation that would avoid it.
+pub const size_min = 16 * 1024;
+/// Reads grow to this while the peer fills them: asyncio's `max_size`.
+pub const size_max = 256 * 1024;
+/// From this size on a read goes straight into a bytes object.
+const direct_from = 64 * 1024;
+
+pub const Result = union(enum) {
+    /// A new reference; never empty.
+    bytes: *py.Object,
+    /// Nothing to deliver: would block, failed, or 0 bytes, the end of the stream.
+    none: core.sys.Outcome,
+};
+
+/// `size` is the connection's own, `size_min` at first.
+pub fn read(
+    loop: *LoopFields,
+    size: *u32,
+    fd: core.sys.fd_t,
+    comptime readFn: fn (core.sys.fd_t, []u8) core.sys.Outcome,
+) py.Error!Result {
+    if (size.* >= direct_from) return readDirect(size, fd, readFn);
+    const buffer = (try loop.readBuffer())[0..size.*];
+    const outcome = readFn(fd, buffer);
+    if (outcome != .done or outcome.done == 0) return .{ .none = outcome };
+    if (outcome.done == buffer.len) size.* = @min(2 * size.*, size_max);
+    return .{ .bytes = try py.newBytes(buffer[0..outcome.done]) };
+}
+
+fn readDirect(
+    size: *u32,
+    fd: core.sys.fd_t,
+    comptime readFn: fn (core.sys.fd_t, []u8) core.sys.Outcome,
+) py.Error!Result {
+    var data: ?*py.Object = try py.check(c.PyBytes_FromStringAndSize(null, size.*));
+    const outcome = readFn(fd, py.bytesOf(data.?));
+    if (outcome != .done or outcome.done == 0) {
+        py.decref(data.?);
+        return .{ .none = outcome };
+    }
+    if (outcome.done == size.*) {
+        size.* = @min(2 * size.*, size_max);
+        return .{ .bytes = data.? };
+    }
+    if (outcome.done < size.* / 4) size.* = @max(size.* / 2, size_min);
+    if (c._PyBytes_Resize(&data, @intCast(outcome.done)) < 0) return error.Python;
+    return .{ .bytes = data.? };
+}
