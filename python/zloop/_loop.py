@@ -16,7 +16,7 @@ from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from . import _engine
+from . import _engine, _pipes, _subprocess
 
 
 class Loop(_engine.Loop, asyncio.SelectorEventLoop):
@@ -77,6 +77,31 @@ class Loop(_engine.Loop, asyncio.SelectorEventLoop):
 
     def _extract_stack(self) -> Any:
         return format_helpers.extract_stack(sys._getframe(1))
+
+    # Pipes.
+
+    _pipe_modes: _pipes.Modes | None = None
+
+    def _make_read_pipe_transport(
+        self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None
+    ) -> asyncio.ReadTransport:
+        return _pipes.make_reading(self, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(
+        self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None
+    ) -> asyncio.WriteTransport:
+        return _pipes.make_writing(self, pipe, protocol, waiter, extra)
+
+    def _restore_mode(self, pipe: Any) -> None:
+        if self._pipe_modes is not None:
+            self._pipe_modes.give_back(pipe)
+
+    # Child processes.
+
+    async def _make_subprocess_transport(
+        self, protocol: Any, *args: Any, **kwargs: Any
+    ) -> asyncio.SubprocessTransport:
+        return await _subprocess.make_transport(self, protocol, *args, **kwargs)
 
     # Accepting, where the engine needs asyncio's help.
 

@@ -73,6 +73,11 @@ pub fn close(fd: fd_t) void {
     _ = c.close(fd);
 }
 
+/// A second number for the same open file, close-on-exec.
+pub fn duplicate(fd: fd_t) Outcome {
+    while (true) if (outcome(c.fcntl(fd, c.F.DUPFD_CLOEXEC, @as(c_int, 0)))) |result| return result;
+}
+
 pub fn shutdownWrite(fd: fd_t) ?Errno {
     if (c.shutdown(fd, c.SHUT.WR) == 0) return null;
     return @fromBackingInt(@intCast(c._errno().*));

@@ -157,8 +157,10 @@ pub extern var _Py_TrueStruct: PyObject;
 pub extern var _Py_FalseStruct: PyObject;
 pub extern var _Py_NotImplementedStruct: PyObject;
 
+pub extern var PyExc_AssertionError: *PyObject;
 pub extern var PyExc_BaseException: *PyObject;
 pub extern var PyExc_ConnectionError: *PyObject;
+pub extern var PyExc_BrokenPipeError: *PyObject;
 pub extern var PyExc_BufferError: *PyObject;
 pub extern var PyExc_ImportError: *PyObject;
 pub extern var PyExc_KeyboardInterrupt: *PyObject;

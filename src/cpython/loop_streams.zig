@@ -1,5 +1,5 @@
-//! The loop's methods that make stream transports and listeners; asyncio's create_connection,
-//! create_server and start_tls end here.
+//! The loop's methods that make stream transports, listeners and pipe transports; asyncio's
+//! create_connection, create_server, start_tls and connect_read_pipe end here.
 
 const core = @import("core");
 const c = @import("c.zig");
@@ -8,6 +8,8 @@ const args = @import("args.zig");
 const listener = @import("listener.zig");
 const loop_fds = @import("loop_fds.zig");
 const loop_type = @import("loop_type.zig");
+const pipe_read = @import("pipe_read.zig");
+const pipe_write = @import("pipe_write.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
 
@@ -32,6 +34,8 @@ fn makeSocketTransport(object: *Object, argv: []const *Object, names: ?*Object) 
 }
 
 pub const methods = [_]c.PyMethodDef{
+    py.Method.keywords("_read_pipe", pipe_read.make, "_read_pipe($self, pipe, fd, protocol, waiter, extra, restores_mode, watches_peer)\n--\n\nA ReadPipeTransport, which owns the pipe from now on."),
+    py.Method.keywords("_write_pipe", pipe_write.make, "_write_pipe($self, pipe, fd, protocol, waiter, extra, restores_mode, watches_peer)\n--\n\nA WritePipeTransport, which owns the pipe from now on."),
     py.Method.keywords("_make_socket_transport", makeSocketTransport, "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None)\n--\n\nA StreamTransport over a connected socket, which it owns from now on."),
     py.Method.keywords("_start_serving", listener.startServing, "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None)\n--\n\nAccepts connections on a listening socket."),
 };

@@ -40,6 +40,8 @@ fn setUp(module: *Object) py.Error!void {
         .{ "handle_type", "Handle", &@import("handle.zig").spec },
         .{ "timer_handle_type", "TimerHandle", &@import("handle.zig").timer_spec },
         .{ "stream_transport_type", "Transport", &@import("stream.zig").spec },
+        .{ "read_pipe_type", "ReadTransport", &@import("pipe_read.zig").spec },
+        .{ "write_pipe_type", "WriteTransport", &@import("pipe_write.zig").spec },
     }) |row| {
         const base = try py.check(c.PyObject_GetAttrString(asyncio, row[1]));
         defer py.decref(base);
@@ -49,6 +51,8 @@ fn setUp(module: *Object) py.Error!void {
     try expose(module, "Handle", state.handle_type);
     try expose(module, "TimerHandle", state.timer_handle_type);
     try expose(module, "StreamTransport", state.stream_transport_type);
+    try expose(module, "ReadPipeTransport", state.read_pipe_type);
+    try expose(module, "WritePipeTransport", state.write_pipe_type);
 
     try py.checkInt(c.PyModule_AddStringConstant(module, "version", config.zloop_version ++ ""));
     try py.checkInt(c.PyModule_AddStringConstant(module, "build_mode", @tagName(builtin.mode)));

@@ -217,14 +217,15 @@ pub fn connectionLost(self: *Fields) py.Error!void {
     self.protocol = null;
     defer py.xdecref(protocol);
     defer py.clear(&self.waiter);
+    const pipe = self.pipe;
+    if (pipe) |held| py.incref(held);
+    defer py.xdecref(pipe);
     const called = if (protocol) |p| transport.callReported(self, p, .connection_lost, .{exception}) else {};
     const left: py.Saved = .save();
     release(self) catch {
-        if (py.isExit()) {
-            left.restore();
-            return error.Python;
-        }
-        try self.loop.closeFailed(object);
+        // One of the two exceptions can leave; the earlier one is the cause of more.
+        if (py.isExit() and left.kind == null) return error.Python;
+        try transport.methodFailed(self, pipe.?, .close, .{});
     };
     left.restore();
     return called;
