@@ -57,7 +57,34 @@ class Loop(asyncio.SelectorEventLoop):
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
     ) -> None: ...
+    def _read_pipe(
+        self,
+        pipe: Any,
+        fd: int,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None,
+        extra: dict[str, Any] | None,
+        restores_mode: bool,
+        watches_peer: bool,
+    ) -> ReadPipeTransport: ...
+    def _write_pipe(
+        self,
+        pipe: Any,
+        fd: int,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None,
+        extra: dict[str, Any] | None,
+        restores_mode: bool,
+        watches_peer: bool,
+    ) -> WritePipeTransport: ...
 
 @final
 class StreamTransport(transports.Transport):
+    def get_write_buffer_limits(self) -> tuple[int, int]: ...
+
+@final
+class ReadPipeTransport(transports.ReadTransport): ...
+
+@final
+class WritePipeTransport(transports.WriteTransport):
     def get_write_buffer_limits(self) -> tuple[int, int]: ...

@@ -31,6 +31,10 @@ RETURNCODE_UNKNOWN = 255
 class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
     """asyncio's subprocess transport over real pipes, with an exit descriptor of its own."""
 
+    # Set by asyncio's constructor, the last two before anything here can run.
+    _loop: Loop
+    _proc: subprocess.Popen[bytes]  # type: ignore[assignment]
+    _pid: int  # type: ignore[assignment]
     _exit_descriptor: _ExitDescriptor | None = None
 
     def _start(
@@ -55,7 +59,7 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
             super().send_signal(signal)
 
     def watch_exit(self) -> None:
-        """Begin to wait for the child's exit. Whatever is missing for that, the child does not go unwatched."""
+        """Begin to wait for the exit of the child, by whatever means there are."""
         try:
             self._exit_descriptor = _ExitDescriptor(self._pid)
             self._loop._add_reader(self._exit_descriptor, self._exited)
@@ -74,7 +78,7 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
         """Take the child's status and tell asyncio's part; false if there is none yet."""
         proc = self._proc
         # The program can have asked Popen itself for the status; the lock is Popen's own, for that case.
-        with proc._waitpid_lock:
+        with proc._waitpid_lock:  # type: ignore[attr-defined]
             if proc.returncode is None:
                 try:
                     pid, status = os.waitpid(proc.pid, options)
@@ -118,7 +122,11 @@ async def make_transport(
     transport = SubprocessTransport(
         loop, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
     )
-    transport.watch_exit()
+    try:
+        transport.watch_exit()
+    except BaseException:
+        transport.close()
+        raise
     try:
         await waiter
     except (SystemExit, KeyboardInterrupt):
@@ -147,10 +155,12 @@ class _ExitDescriptor:
         if hasattr(os, "pidfd_open"):
             self._fd = os.pidfd_open(pid)
         elif hasattr(select, "kqueue"):
-            self._queue = select.kqueue()
+            # The type checker knows the names of the system it runs on only.
+            names: Any = select
+            self._queue = names.kqueue()
             self._fd = self._queue.fileno()
-            exits = select.kevent(
-                pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT
+            exits = names.kevent(
+                pid, names.KQ_FILTER_PROC, names.KQ_EV_ADD | names.KQ_EV_ONESHOT, names.KQ_NOTE_EXIT
             )
             # Fails if the child has exited and only its status is left.
             self._queue.control([exits], 0)
