@@ -33,8 +33,8 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
 
     # Set by asyncio's constructor, the last two before anything here can run.
     _loop: Loop
-    _proc: subprocess.Popen[bytes]  # type: ignore[assignment]
-    _pid: int  # type: ignore[assignment]
+    _proc: subprocess.Popen[bytes]
+    _pid: int
     _exit_descriptor: _ExitDescriptor | None = None
 
     def _start(

@@ -12,8 +12,6 @@ pub fn check() py.Error!void {
     try checkBytes();
     try checkBase("asyncio", "TimerHandle", @import("handle.zig").base_size);
     try checkBase("asyncio", "Transport", @import("stream.zig").base_size);
-    try checkBase("asyncio", "ReadTransport", @import("pipe.zig").base_size);
-    try checkBase("asyncio", "WriteTransport", @import("pipe.zig").base_size);
 }
 
 /// The header's size and the place of a bytes object's length and content.
