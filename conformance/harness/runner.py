@@ -67,10 +67,12 @@ def control(suite: Suite, interpreter: Interpreter, settings: Settings, *, fresh
     """The suite's run on asyncio, made once for each interpreter and version of the suite."""
     title = f"{suite.name}-{suite.version(interpreter)}-{interpreter.name}"
     path = cache.folder("control") / f"{title}-{suite.fingerprint(interpreter)[:6]}.json"
-    if path.exists() and not fresh:
-        stored = results.load(path)
-        if stored is not None and stored.fingerprint == suite.fingerprint(interpreter):
-            return stored
+    with cache.locked(path.stem):
+        stored = results.load(path) if path.exists() and not fresh else None
+        return stored or _make_control(suite, interpreter, settings, path)
+
+
+def _make_control(suite: Suite, interpreter: Interpreter, settings: Settings, path: Path) -> RunResult:
     loop = Loop(CONTROL, None)
     settings = replace(settings, only=[])
     run = run_suite(suite, interpreter, loop, settings)

@@ -72,19 +72,13 @@ class CPythonSuite(Suite):
     """`test.test_asyncio` of the interpreter itself."""
 
     tests: Path | None = None
-    """The folder that contains `test_asyncio`, for an interpreter that is packaged without it."""
+    """The folder that contains `test_asyncio`, where it is not the interpreter's own."""
 
     def version(self, interpreter: Interpreter) -> str:
         return interpreter.version
 
     def modules(self, interpreter: Interpreter) -> list[str]:
-        place = self.tests / "test_asyncio" if self.tests else Path(interpreter.tests or "")
-        if not (place / "__init__.py").exists():
-            raise ConformanceError(
-                f"CPython {interpreter.version} is installed without test.test_asyncio: "
-                "give the folder that contains test_asyncio with --cpython-tests"
-            )
-        return _listed(place, "", self.left_out)
+        return _listed(self._folder(interpreter) / "test_asyncio", self.left_out)
 
     def start(self, interpreter: Interpreter, loop: Loop) -> Start:
         # The warning switches are those of CPython's own test runner.
@@ -95,7 +89,7 @@ class CPythonSuite(Suite):
             directory=None,
             options={
                 "cpython": True,
-                "cpython_tests": str(self.tests) if self.tests else None,
+                "cpython_tests": str(self._folder(interpreter)),
                 "prefix": "test.test_asyncio.",
             },
             target_is_argument=False,
@@ -103,6 +97,17 @@ class CPythonSuite(Suite):
 
     def target(self, module: str) -> str:
         return f"test.test_asyncio.{module}"
+
+    def _folder(self, interpreter: Interpreter) -> Path:
+        """The folder with `test_asyncio`: the given one, the interpreter's own, or the fetched one."""
+        fetched = cache.root() / "cpython-tests" / ".".join(map(str, interpreter.version_info))
+        for place in (self.tests, interpreter.tests and Path(interpreter.tests).parent, fetched):
+            if place and (place / "test_asyncio" / "__init__.py").exists():
+                return place
+        raise ConformanceError(
+            f"CPython {interpreter.version} is installed without its tests: give the folder that contains "
+            "test_asyncio with --cpython-tests, or see conformance/get-debian-testsuite"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,7 @@ class SourceSuite(Suite):
         return self.source.version
 
     def modules(self, interpreter: Interpreter) -> list[str]:
-        return _listed(sources.tree(self.source) / "tests", "", self.left_out)
+        return _listed(sources.tree(self.source) / "tests", self.left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +162,10 @@ class PytestSuite(SourceSuite):
         return f"tests/{module}.py"
 
 
-def _listed(place: Path, prefix: str, left_out: dict[str, str]) -> list[str]:
+def _listed(place: Path, left_out: dict[str, str]) -> list[str]:
     found = []
     for path in sorted(place.rglob("test_*.py")):
-        name = prefix + str(path.relative_to(place).with_suffix(""))
+        name = str(path.relative_to(place).with_suffix(""))
         if not any(re.fullmatch(pattern, name) for pattern in left_out):
             found.append(name)
     return found

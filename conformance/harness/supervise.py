@@ -30,6 +30,9 @@ ABORT_GRACE_S = 10.0
 # More deaths than this in one module mean that it cannot be run; the tests that are left say so.
 PROCESS_COUNT_MAX = 40
 LOG_TAIL_CHARS = 6000
+# After a few hangs a module gets less time for each further one, or a broken loop would take hours to judge.
+PATIENT_TIMEOUT_COUNT = 3
+IMPATIENCE = 3
 # pytest: all passed, some failed, interrupted by errors in collecting, nothing collected.
 EXIT_STATUSES_FINE = {False: (0,), True: (0, 1, 2, 5)}
 
@@ -90,7 +93,9 @@ def run_module(order: Order) -> ModuleResult:
     loops = 0
     attempt = Attempt()
     for _ in range(PROCESS_COUNT_MAX):
-        attempt = _run_process(order, skip=list(tests))
+        timeouts = sum(test.outcome == "timeout" for test in tests.values())
+        limit_s = order.limit_s / (IMPATIENCE if timeouts >= PATIENT_TIMEOUT_COUNT else 1)
+        attempt = _run_process(order, list(tests), limit_s)
         loops += attempt.loops
         tests.update(attempt.ended)
         if attempt.done or attempt.collected is None or _stopping.is_set():
@@ -154,7 +159,7 @@ def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-LOG_TAIL_CHARS:] if log.exists() else ""
 
 
-def _run_process(order: Order, skip: list[str]) -> Attempt:
+def _run_process(order: Order, skip: list[str], limit_s: float) -> Attempt:
     with tempfile.TemporaryDirectory(prefix="conformance-") as scratch:
         events = Path(scratch, "events")
         events.touch()
@@ -187,7 +192,7 @@ def _run_process(order: Order, skip: list[str]) -> Attempt:
                 start_new_session=True,
             )
             with _ended(process):
-                return _watch(process, events, order.limit_s)
+                return _watch(process, events, limit_s)
 
 
 def _temporary(scratch: str) -> str:

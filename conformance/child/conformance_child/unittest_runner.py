@@ -98,12 +98,11 @@ def _flatten(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
             yield item
 
 
-def _use_cpython_tests(folder: str | None) -> None:
-    """Find `test.test_asyncio` in `folder`, for an interpreter that comes without it; grant resources."""
+def _use_cpython_tests(folder: str) -> None:
+    """Find `test.test_asyncio` in `folder`, which may not be where the interpreter has its `test` package."""
     import test
 
-    if folder is not None:
-        test.__path__.insert(0, folder)
+    test.__path__.insert(0, folder)
     support = importlib.import_module("test.support")
     support.use_resources = RESOURCES  # type: ignore[attr-defined]
 
@@ -114,7 +113,7 @@ def main() -> None:
     subject = subjects.install(job.loop)
     reporter = Reporter(job, subject)
     if job.options.get("cpython"):
-        _use_cpython_tests(job.options.get("cpython_tests"))
+        _use_cpython_tests(job.options["cpython_tests"])
     sys.path[:0] = job.options.get("path", [])
     result = Result(reporter, job.options.get("prefix", ""))
     loader = unittest.TestLoader()
