@@ -61,13 +61,18 @@ pub const Callback = struct {
         comptime leading_name: ?[:0]const u8,
         argv: []const *Object,
         names: ?*Object,
+        context_name: *Object,
     ) py.Error!Callback {
         const leading_count = if (leading_name == null) 0 else 1;
-        if (names == null and argv.len > leading_count) {
+        // Positional arguments, perhaps with `context=`: how asyncio's own tasks and futures call.
+        const context_given = if (names) |n| py.tupleSize(n) == 1 and py.tupleItemBorrowed(n, 0) == context_name else false;
+        const positional = argv[0 .. argv.len - @intFromBool(context_given)];
+        if ((names == null or context_given) and positional.len > leading_count) {
             return .{
                 .leading = if (leading_count == 1) argv[0] else null,
-                .callback = argv[leading_count],
-                .args = argv[leading_count + 1 ..],
+                .callback = positional[leading_count],
+                .args = positional[leading_count + 1 ..],
+                .context = if (context_given) given(argv[argv.len - 1]) else null,
             };
         }
         return parseNamed(function, leading_name, argv, names);

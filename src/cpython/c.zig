@@ -190,6 +190,9 @@ pub extern fn PyType_IsSubtype(*PyTypeObject, *PyTypeObject) c_int;
 pub extern fn PyType_GenericAlloc(*PyTypeObject, Ssize) ?*PyObject;
 pub extern fn PyImport_ImportModule([*:0]const u8) ?*PyObject;
 
+pub extern fn PyObject_Malloc(usize) ?*anyopaque;
+pub extern fn PyObject_Free(*anyopaque) void;
+pub extern fn PyObject_Init(*PyObject, *PyTypeObject) *PyObject;
 pub extern fn _PyObject_GC_New(*PyTypeObject) ?*PyObject;
 pub extern fn PyObject_GC_Track(*PyObject) void;
 pub extern fn PyObject_GC_UnTrack(*PyObject) void;

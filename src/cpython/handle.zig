@@ -30,6 +30,20 @@ const LoopFields = loop_type.Fields;
 /// list of weak references. `layout.zig` checks it against the running interpreter.
 pub const base_size = @sizeOf(c.PyObject) + 8 * @as(usize, if (config.py_minor >= 12) 9 else 10);
 
+/// Where the base keeps the list of weak references: since 3.12 in front of the object, before in
+/// its last slot. Looked at here because asking the interpreter costs a call per handle.
+pub const weakrefs_offset: isize = if (config.py_minor < 12)
+    @sizeOf(c.PyObject) + 7 * 8
+else if (config.gil_disabled) -8 else -32;
+
+/// The collector's links in front of an object, and since 3.12 the weak references in front of them.
+const collector_header_size = if (config.py_minor < 12) 16 else 32;
+
+inline fn weakrefs(object: *Object) ?*anyopaque {
+    const address: usize = @bitCast(@as(isize, @bitCast(@intFromPtr(object))) + weakrefs_offset);
+    return @as(*?*anyopaque, @ptrFromInt(address)).*;
+}
+
 const args_inline_max = 2;
 
 pub const Fields = struct {
@@ -103,11 +117,7 @@ pub const FreeList = struct {
     }
 
     pub fn deinit(self: *FreeList) void {
-        while (self.pop()) |object| {
-            const t: *Object = @ptrCast(py.typeOf(object));
-            c.PyObject_GC_Del(object);
-            py.decref(t);
-        }
+        while (self.pop()) |object| free(object);
     }
 };
 
@@ -159,16 +169,37 @@ pub fn makeLasting(object: *Object) void {
     if (!tracked) c.PyObject_GC_Track(object);
 }
 
+/// A handle's memory comes from Python's allocator, but not by way of the garbage collector: each
+/// object made there moves its next run closer, and a burst of handles would pay for many.
 fn allocate(loop: *LoopFields, comptime kind: Kind) py.Error!*Object {
     const t = switch (kind) {
         .soon => loop.state.handle_type,
         .timer => loop.state.timer_handle_type,
     };
-    const object = try py.check(c._PyObject_GC_New(t));
+    const object = if (comptime py.can_recycle) object: {
+        const size = collector_header_size + switch (kind) {
+            .soon => Layout.size,
+            .timer => TimerLayout.size,
+        };
+        const memory: [*]u8 = @ptrCast(c.PyObject_Malloc(size) orelse return py.noMemory());
+        @memset(memory[0..collector_header_size], 0);
+        break :object c.PyObject_Init(@ptrCast(@alignCast(memory + collector_header_size)), t);
+    } else try py.check(c._PyObject_GC_New(t));
     // The base's own fields stay null for ever: ours stand in front of them.
     const bytes: [*]u8 = @ptrCast(object);
     @memset(bytes[@sizeOf(c.PyObject)..Layout.offset], 0);
     return object;
+}
+
+fn free(object: *Object) void {
+    const t: *Object = @ptrCast(py.typeOf(object));
+    if (comptime py.can_recycle) {
+        const bytes: [*]u8 = @ptrCast(object);
+        c.PyObject_Free(bytes - collector_header_size);
+    } else {
+        c.PyObject_GC_Del(object);
+    }
+    py.decref(t);
 }
 
 fn tupleOf(items: []const *Object) py.Error!*Object {
@@ -212,8 +243,7 @@ fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
     var stack: [args_inline_max + 1]?*Object = undefined;
     for (self.args[0..count], 1..) |arg, i| stack[i] = py.newRef(arg.?);
     defer for (stack[1..][0..count]) |arg| py.decref(arg.?);
-    const offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
-    return c.PyObject_Vectorcall(callback, stack[1..].ptr, count | offset, null);
+    return c.PyObject_Vectorcall(callback, stack[1..].ptr, count | py.arguments_offset, null);
 }
 
 pub inline fn afterCall(object: *Object) void {
@@ -252,8 +282,8 @@ fn cancel(object: *Object) py.Error!*Object {
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
-    if (c.PyObject_GC_IsTracked(object) != 0) c.PyObject_GC_UnTrack(object);
-    c.PyObject_ClearWeakRefs(object);
+    if (tracked or self.lasting) c.PyObject_GC_UnTrack(object);
+    if (weakrefs(object) != null) c.PyObject_ClearWeakRefs(object);
     finish(object);
     py.clear(&self.source_traceback);
     py.clear(&self.repr);
@@ -264,11 +294,7 @@ fn dealloc(object: *Object) callconv(.c) void {
         (if (is_timer) loop.free_timer_handles.push(object) else loop.free_handles.push(object))
     else
         false;
-    if (!recycled) {
-        const t: *Object = @ptrCast(py.typeOf(object));
-        c.PyObject_GC_Del(object);
-        py.decref(t);
-    }
+    if (!recycled) free(object);
     // Last: this can be the loop's end, which empties the list the handle now waits on.
     py.decref(loop.object());
 }
@@ -286,7 +312,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 /// For the owner of a queue: what one of its handles holds. A handle that only the queue refers to
 /// is part of the queue's owner; one that others keep counts as theirs until it has run.
 pub fn traverseQueued(object: *Object, visitor: py.Visitor) error{Stop}!void {
-    if (c.PyObject_GC_IsTracked(object) != 0) return visitor.object(object);
+    if (tracked or of(object).lasting) return visitor.object(object);
     if (!py.isUnique(object)) return;
     try visitor.object(@ptrCast(py.typeOf(object)));
     try traverseFields(object, visitor);

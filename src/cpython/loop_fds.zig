@@ -39,7 +39,7 @@ fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type
     return struct {
         fn public(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
             const loop = loop_type.of(object);
-            const parsed = try args.Callback.parse(name, "fd", argv, names);
+            const parsed = try args.Callback.parse(name, "fd", argv, names, loop.state.name(.context));
             const fd = try ensureNoTransport(loop, parsed.leading.?);
             py.decref(try register(loop, fd, parsed));
             return py.newNone();
@@ -47,12 +47,15 @@ fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type
 
         fn internal(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
             const loop = loop_type.of(object);
-            const parsed = try args.Callback.parse("_" ++ name, "fd", argv, names);
+            const parsed = try args.Callback.parse("_" ++ name, "fd", argv, names, loop.state.name(.context));
             return register(loop, try descriptor(parsed.leading.?), parsed);
         }
 
         fn register(loop: *LoopFields, fd: core.sys.fd_t, parsed: args.Callback) py.Error!*Object {
             try loop.checkClosed();
+            if (parsed.context != null) {
+                return py.raise(c.PyExc_TypeError, name ++ "() got an unexpected keyword argument 'context'");
+            }
             const scheduled = try handle.create(loop, .soon, parsed);
             errdefer py.decref(scheduled);
             handle.makeLasting(scheduled);

@@ -14,7 +14,7 @@ const LoopFields = loop_type.Fields;
 
 fn callSoon(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
-    const parsed = try args.Callback.parse("call_soon", null, argv, names);
+    const parsed = try args.Callback.parse("call_soon", null, argv, names, loop.state.name(.context));
     try loop.checkClosed();
     if (loop.debug) try checkCall(loop, parsed.callback, "call_soon", true);
     const scheduled = try handle.create(loop, .soon, parsed);
@@ -29,7 +29,7 @@ fn callSoon(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*O
 
 fn callSoonThreadsafe(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
-    const parsed = try args.Callback.parse("call_soon_threadsafe", null, argv, names);
+    const parsed = try args.Callback.parse("call_soon_threadsafe", null, argv, names, loop.state.name(.context));
     try loop.checkClosed();
     if (loop.debug) try checkCall(loop, parsed.callback, "call_soon_threadsafe", false);
     const scheduled = try handle.create(loop, .soon, parsed);
@@ -47,7 +47,7 @@ fn callSoonThreadsafe(object: *Object, argv: []const *Object, names: ?*Object) p
 
 fn callLater(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
-    const parsed = try args.Callback.parse("call_later", "delay", argv, names);
+    const parsed = try args.Callback.parse("call_later", "delay", argv, names, loop.state.name(.context));
     const delay = parsed.leading.?;
     if (delay == py.none()) return py.raise(c.PyExc_TypeError, "delay must not be None");
     const seconds = c.PyFloat_AsDouble(delay);
@@ -58,7 +58,7 @@ fn callLater(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*
 
 fn callAt(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
-    const parsed = try args.Callback.parse("call_at", "when", argv, names);
+    const parsed = try args.Callback.parse("call_at", "when", argv, names, loop.state.name(.context));
     const given = parsed.leading.?;
     if (given == py.none()) return py.raise(c.PyExc_TypeError, "when cannot be None");
     const when = c.PyFloat_AsDouble(given);

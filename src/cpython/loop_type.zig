@@ -35,6 +35,7 @@ pub const Fields = struct {
     thread_id: c_ulong = 0,
     thread_state: ?*anyopaque = null,
     current_handle: ?*Object = null,
+    task_factory: ?*Object = null,
     free_handles: handle.FreeList = .{},
     free_timer_handles: handle.FreeList = .{},
     /// Transports with bytes written during the running callback, to be sent when it returns.
@@ -134,12 +135,6 @@ pub const Fields = struct {
         if (self.closed) return py.raise(c.PyExc_RuntimeError, "Event loop is closed");
     }
 
-    pub fn createFuture(self: *Fields) py.Error!*Object {
-        const stack = [_]?*Object{ null, self.object() };
-        const offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
-        return py.check(c.PyObject_Vectorcall(self.state.future_type, stack[1..].ptr, offset, self.state.future_kwnames));
-    }
-
     pub fn readBuffer(self: *Fields) py.Error![]u8 {
         if (self.read_buffer.len == 0) {
             self.read_buffer = gpa.alloc(u8, read_buffer_size) catch return py.noMemory();
@@ -204,6 +199,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     c.PyObject_GC_UnTrack(object);
     self.closed = true;
     self.release();
+    py.clear(&self.task_factory);
     self.core.deinit();
     self.dirty.deinit(gpa);
     self.write_pool.deinit(gpa);
@@ -226,10 +222,12 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     }
     for (0..self.dirty.len) |i| try visitor.object(self.dirty.at(i).object);
     try visitor.object(self.current_handle);
+    try visitor.object(self.task_factory);
 }
 
 fn clearFields(object: *Object) callconv(.c) c_int {
     of(object).release();
+    py.clear(&of(object).task_factory);
     return 0;
 }
 
@@ -271,10 +269,6 @@ fn getDebug(object: *Object) py.Error!*Object {
 
 fn time(_: *Object) py.Error!*Object {
     return py.newFloat(core.clock.toSeconds(core.clock.nowNs()));
-}
-
-fn createFutureMethod(object: *Object) py.Error!*Object {
-    return of(object).createFuture();
 }
 
 fn writeToSelf(object: *Object) py.Error!*Object {
@@ -362,10 +356,9 @@ const methods = [_]c.PyMethodDef{
     py.Method.noArgs("is_closed", isClosed, "is_closed($self)\n--\n\nasyncio.loop.is_closed()."),
     py.Method.noArgs("get_debug", getDebug, "get_debug($self)\n--\n\nasyncio.loop.get_debug()."),
     py.Method.noArgs("time", time, "time($self)\n--\n\nasyncio.loop.time(): seconds, the same clock as time.monotonic()."),
-    py.Method.noArgs("create_future", createFutureMethod, "create_future($self)\n--\n\nasyncio.loop.create_future()."),
-} ++ @import("loop_schedule.zig").methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ [_]c.PyMethodDef{.{}};
+} ++ @import("loop_schedule.zig").methods ++ @import("loop_tasks.zig").methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ [_]c.PyMethodDef{.{}};
 
-const properties = [_]c.PyGetSetDef{
+const properties = @import("loop_tasks.zig").properties ++ [_]c.PyGetSetDef{
     flag("closed"),
     flag("stopping"),
     flag("debug"),

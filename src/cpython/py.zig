@@ -121,7 +121,7 @@ pub inline fn checkInt(result: c_int) Error!void {
 }
 
 /// `PY_VECTORCALL_ARGUMENTS_OFFSET`: the callee may use the slot before the arguments.
-const arguments_offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
+pub const arguments_offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
 
 pub inline fn call(callable: *Object, args: anytype) Error!*Object {
     const count = args.len;
@@ -242,8 +242,14 @@ pub inline fn tupleSize(tuple: *Object) usize {
     return @intCast(@as(*c.PyVarObject, @ptrCast(tuple)).ob_size);
 }
 
-pub fn tupleItemBorrowed(tuple: *Object, index: usize) *Object {
-    return c.PyTuple_GetItem(tuple, @intCast(index)).?;
+/// The items follow the header; since 3.14 with a cached hash between them.
+const tuple_items_offset = @sizeOf(c.PyVarObject) + if (config.py_minor >= 14) 8 else 0;
+
+pub inline fn tupleItemBorrowed(tuple: *Object, index: usize) *Object {
+    const bytes: [*]u8 = @ptrCast(tuple);
+    const items: [*]*Object = @ptrCast(@alignCast(bytes + tuple_items_offset));
+    std.debug.assert(index < tupleSize(tuple));
+    return items[index];
 }
 
 /// Runs a function that can raise as a slot or method: null says that it raised.

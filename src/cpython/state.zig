@@ -10,6 +10,8 @@ const Object = py.Object;
 
 /// Attribute and method names, interned once.
 pub const Name = enum {
+    Future,
+    Task,
     __dict__,
     _accept_failed,
     _accept_tls,
@@ -37,6 +39,7 @@ pub const Name = enum {
     close,
     connection_lost,
     connection_made,
+    context,
     data_received,
     debug,
     done,
@@ -49,6 +52,7 @@ pub const Name = enum {
     is_closing,
     loop,
     message,
+    name,
     pause_reading,
     pause_writing,
     peername,
@@ -79,8 +83,11 @@ pub const State = struct {
 
     // From asyncio and socket.
     logger: *Object,
-    future_type: *Object,
-    future_kwnames: *Object,
+    futures_module: *Object,
+    tasks_module: *Object,
+    loop_kwnames: *Object,
+    name_loop_kwnames: *Object,
+    inherited_create_task: *Object,
     buffered_protocol: *Object,
     stream_reader_type: *Object,
     stream_reader_protocol_type: *Object,
@@ -131,8 +138,13 @@ pub fn init(state: *State) py.Error!void {
         state.names.set(which, try py.check(c.PyUnicode_InternFromString(@tagName(which))));
     }
     state.logger = try importAttribute("asyncio.log", "logger");
-    state.future_type = try importAttribute("asyncio", "Future");
-    state.future_kwnames = try py.newTuple(.{state.name(.loop)});
+    state.futures_module = try py.check(c.PyImport_ImportModule("asyncio.futures"));
+    state.tasks_module = try py.check(c.PyImport_ImportModule("asyncio.tasks"));
+    state.loop_kwnames = try py.newTuple(.{state.name(.loop)});
+    state.name_loop_kwnames = try py.newTuple(.{ state.name(.name), state.name(.loop) });
+    const inherited = try importAttribute("asyncio", "SelectorEventLoop");
+    defer py.decref(inherited);
+    state.inherited_create_task = try py.check(c.PyObject_GetAttrString(inherited, "create_task"));
     state.buffered_protocol = try importAttribute("asyncio", "BufferedProtocol");
     state.stream_reader_type = try importAttribute("asyncio", "StreamReader");
     state.stream_reader_protocol_type = try importAttribute("asyncio", "StreamReaderProtocol");

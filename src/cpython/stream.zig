@@ -205,8 +205,7 @@ pub fn socketBorrowed(self: *Fields) py.Error!?*Object {
     const number = try py.newInt(self.fd());
     defer py.decref(number);
     const stack = [_]?*Object{ null, number };
-    const offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
-    const sock = try py.check(c.PyObject_Vectorcall(state.socket_type, stack[1..].ptr, offset, state.socket_kwnames));
+    const sock = try py.check(c.PyObject_Vectorcall(state.socket_type, stack[1..].ptr, py.arguments_offset, state.socket_kwnames));
     self.sock = sock;
     py.decref(try py.callMethod(sock, state.name(.setblocking), .{@as(*Object, &c._Py_FalseStruct)}));
     return sock;

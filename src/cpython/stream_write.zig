@@ -225,7 +225,7 @@ fn makeEmptyWaiter(object: *Object) py.Error!*Object {
     const self = stream.of(object);
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "Empty waiter is already set");
     try settle(self);
-    const future = try self.loop.createFuture();
+    const future = try @import("loop_tasks.zig").newFuture(self.loop);
     self.empty_waiter = py.newRef(future);
     errdefer py.decref(future);
     if (self.queue.isEmpty()) {
