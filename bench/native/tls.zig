@@ -14,7 +14,6 @@ const BioMethod = opaque {};
 
 const want_read = 2;
 const want_write = 3;
-const zero_return = 6;
 const control_read_ahead = 41;
 const bio_control_flush = 11;
 const file_type_pem = 1;
