@@ -13,7 +13,7 @@ from harness.errors import ConformanceError, checked
 _PROBE = """
 import importlib.util, json, os, platform, ssl, sys, sysconfig
 package = importlib.util.find_spec("test")
-places = [os.path.join(p, "test_asyncio") for p in package.submodule_search_locations] if package else []
+places = package.submodule_search_locations if package else []
 print(json.dumps({
     "executable": sys.executable,
     "base_prefix": sys.base_prefix,
@@ -25,7 +25,7 @@ print(json.dumps({
            + ("d" if hasattr(sys, "gettotalrefcount") else ""),
     "openssl": ssl.OPENSSL_VERSION,
     "system": sysconfig.get_platform(),
-    "tests": next((p for p in places if os.path.isdir(p)), None),
+    "test_package": next((place for place in places if os.path.isdir(place)), None),
 }))
 """
 
@@ -41,8 +41,8 @@ class Interpreter:
     """`313`, `313t`, `314d`: as in the names of wheels."""
     openssl: str
     system: str
-    tests: str | None
-    """Where `test.test_asyncio` is installed, if it is."""
+    test_package: str | None
+    """Where the package `test` is installed, with or without the tests themselves."""
 
     @property
     def version_info(self) -> tuple[int, ...]:

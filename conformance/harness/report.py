@@ -41,7 +41,7 @@ def table(rows: Sequence[tuple[RunResult, Verdict]]) -> None:
         "passed",
         "skipped",
         "expected",
-        "also asyncio",
+        "fails on asyncio",
         "unexpected",
         "",
     )

@@ -78,36 +78,51 @@ class CPythonSuite(Suite):
         return interpreter.version
 
     def modules(self, interpreter: Interpreter) -> list[str]:
-        return _listed(self._folder(interpreter) / "test_asyncio", self.left_out)
+        return _listed(self._package(interpreter) / "test_asyncio", self.left_out)
 
     def start(self, interpreter: Interpreter, loop: Loop) -> Start:
         # The warning switches are those of CPython's own test runner.
         flags = ["-X", "faulthandler", "-W", "default", "-bb"]
+        package = self._package(interpreter)
         return Start(
             command=[interpreter.executable, *flags, "-m", "conformance_child.unittest_runner"],
-            path=[],
+            path=[] if str(package) == interpreter.test_package else [str(package.parent)],
             directory=None,
-            options={
-                "cpython": True,
-                "cpython_tests": str(self._folder(interpreter)),
-                "prefix": "test.test_asyncio.",
-            },
+            options={"cpython": True, "prefix": "test.test_asyncio."},
             target_is_argument=False,
         )
 
     def target(self, module: str) -> str:
         return f"test.test_asyncio.{module}"
 
-    def _folder(self, interpreter: Interpreter) -> Path:
-        """The folder with `test_asyncio`: the given one, the interpreter's own, or the fetched one."""
+    def _package(self, interpreter: Interpreter) -> Path:
+        """The folder of the package `test`, complete with `test_asyncio`."""
+        own = Path(interpreter.test_package or os.devnull)
         fetched = cache.root() / "cpython-tests" / ".".join(map(str, interpreter.version_info))
-        for place in (self.tests, interpreter.tests and Path(interpreter.tests).parent, fetched):
+        for place in (self.tests, own, fetched):
             if place and (place / "test_asyncio" / "__init__.py").exists():
-                return place
+                return own if place == own else _merged(own, place)
         raise ConformanceError(
             f"CPython {interpreter.version} is installed without its tests: give the folder that contains "
             "test_asyncio with --cpython-tests, or see conformance/get-debian-testsuite"
         )
+
+
+def _merged(own: Path, tests: Path) -> Path:
+    """A package `test` with the interpreter's own support modules and, from elsewhere, the tests.
+
+    A folder rather than a change to `test.__path__`: processes that tests start import from it, too.
+    """
+
+    def make(place: Path) -> None:
+        package = place / "test"
+        package.mkdir()
+        for source in (own, tests):
+            for entry in source.iterdir() if source.is_dir() else ():
+                if entry.name != "__pycache__" and not (package / entry.name).exists():
+                    (package / entry.name).symlink_to(entry)
+
+    return cache.made_once(cache.folder("merged-tests") / cache.digest(str(own), str(tests)), make) / "test"
 
 
 @dataclass(frozen=True, kw_only=True)

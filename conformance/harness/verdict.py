@@ -21,6 +21,8 @@ class Verdict:
     """Known differences: test and reason."""
     control_fails: list[str] = field(default_factory=list)
     """Does not pass here and does not pass on asyncio."""
+    beyond: list[str] = field(default_factory=list)
+    """Passes here and does not pass on asyncio; also among `passed`."""
     differs: dict[str, CaseResult] = field(default_factory=dict)
     """Does not pass here, passes on asyncio, and is not a known difference."""
     passes: dict[str, str] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Verdict:
             "skipped": len(self.skipped),
             "expected": self.expected,
             "control_fails": self.control_fails,
+            "beyond": self.beyond,
             "differs": {name: test.outcome for name, test in self.differs.items()},
             "passes": self.passes,
             "stale": self.stale,
@@ -81,6 +84,8 @@ def _place(
             verdict.passes[name] = known.reason
         else:
             verdict.passed.append(name)
+        if control is not None and not control.good and control.outcome != "skipped":
+            verdict.beyond.append(name)
     elif control is not None and test.outcome == control.outcome == "skipped":
         verdict.skipped.append(name)
     elif control is not None and not control.good and control.outcome != "skipped":

@@ -98,22 +98,13 @@ def _flatten(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
             yield item
 
 
-def _use_cpython_tests(folder: str) -> None:
-    """Find `test.test_asyncio` in `folder`, which may not be where the interpreter has its `test` package."""
-    import test
-
-    test.__path__.insert(0, folder)
-    support = importlib.import_module("test.support")
-    support.use_resources = RESOURCES  # type: ignore[attr-defined]
-
-
 def main() -> None:
     inherited.restore_signals()
     job = jobs.load()
     subject = subjects.install(job.loop)
     reporter = Reporter(job, subject)
     if job.options.get("cpython"):
-        _use_cpython_tests(job.options["cpython_tests"])
+        importlib.import_module("test.support").use_resources = RESOURCES  # type: ignore[attr-defined]
     sys.path[:0] = job.options.get("path", [])
     result = Result(reporter, job.options.get("prefix", ""))
     loader = unittest.TestLoader()
