@@ -31,6 +31,17 @@ class Loop(_engine.Loop, asyncio.SelectorEventLoop):
 
     # Life cycle.
 
+    if sys.version_info >= (3, 13):
+
+        def run_forever(self) -> None:
+            """asyncio.loop.run_forever()."""
+            # Set up outside the try: a refused second run must not end the first.
+            self._run_forever_setup()
+            try:
+                self._run_once()
+            finally:
+                self._run_forever_cleanup()
+
     def close(self) -> None:
         """asyncio.loop.close(): drops what is queued; transports still open are abandoned."""
         super().close()

@@ -12,19 +12,32 @@ const Object = py.Object;
 
 /// Whether bytes for this protocol may be fed natively. Looked at when the protocol is set.
 pub fn accepts(state: *State, protocol: *Object) bool {
-    if (!py.isExact(protocol, @ptrCast(state.stream_reader_protocol_type))) return false;
-    return isOriginal(state.stream_reader_protocol_type, "data_received", state.protocol_data_received) and
-        isOriginal(state.stream_reader_type, "feed_data", state.reader_feed_data) and
-        isOriginal(state.stream_reader_type, "_wakeup_waiter", state.reader_wakeup_waiter);
-}
-
-fn isOriginal(owner: *Object, attribute: [*:0]const u8, original: *Object) bool {
-    const found = c.PyObject_GetAttrString(owner, attribute) orelse {
+    return acceptsOrRaises(state, protocol) catch {
         c.PyErr_Clear();
         return false;
     };
-    defer py.decref(found);
-    return found == original;
+}
+
+fn acceptsOrRaises(state: *State, protocol: *Object) py.Error!bool {
+    if (!py.isExact(protocol, @ptrCast(state.stream_reader_protocol_type))) return false;
+    if (!try isOriginal(protocol, "data_received", state.protocol_data_received)) return false;
+    const weak = try py.getAttr(protocol, state.name(._stream_reader_wr));
+    defer py.decref(weak);
+    if (weak == py.none()) return false;
+    const reader = try py.check(c.PyObject_CallNoArgs(weak));
+    defer py.decref(reader);
+    if (!py.isExact(reader, @ptrCast(state.stream_reader_type))) return false;
+    return try isOriginal(reader, "feed_data", state.reader_feed_data) and
+        try isOriginal(reader, "_wakeup_waiter", state.reader_wakeup_waiter);
+}
+
+/// Whether the method that a call would find, on the object or its class, is asyncio's.
+fn isOriginal(object: *Object, attribute: [*:0]const u8, original: *Object) py.Error!bool {
+    const bound = try py.check(c.PyObject_GetAttrString(object, attribute));
+    defer py.decref(bound);
+    const function = try py.check(c.PyObject_GetAttrString(bound, "__func__"));
+    defer py.decref(function);
+    return function == original;
 }
 
 /// `StreamReaderProtocol.data_received(data)`; false if it has to be called after all.
