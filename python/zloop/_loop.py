@@ -14,9 +14,12 @@ import sys
 from asyncio import base_events, constants, format_helpers, trsock
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import _engine, _pipes, _subprocess
+from . import _engine, _pipes, _subprocess, _tls
+
+if TYPE_CHECKING:
+    import ssl
 
 
 class Loop(_engine.Loop, asyncio.SelectorEventLoop):
@@ -28,6 +31,10 @@ class Loop(_engine.Loop, asyncio.SelectorEventLoop):
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         super().__init__(selector if selector is not None else _Watched(self))
+        self._tls_wanted = _tls.wanted()
+        self._tls_engine: str | None = None
+        if self._tls_wanted == "native":
+            _ = self.tls_engine
 
     # Life cycle.
 
@@ -46,6 +53,69 @@ class Loop(_engine.Loop, asyncio.SelectorEventLoop):
         """asyncio.loop.close(): drops what is queued; transports still open are abandoned."""
         super().close()
         self._release()
+
+    # TLS, see `_tls`.
+
+    @property
+    def tls_engine(self) -> str:
+        """What TLS connections run on: `native`, OpenSSL driven directly, or `asyncio`, its sslproto.
+
+        The environment variable ZLOOP_TLS (`auto`, `native`, `asyncio`) decides when the loop is made; `auto`
+        takes the first wherever it can run.
+        """
+        if self._tls_engine is None:
+            self._tls_engine = _tls.choose(self, self._tls_wanted)
+            self._tls_native = self._tls_engine == "native"
+        return self._tls_engine
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        **timeouts: float | None,
+    ) -> asyncio.Transport:
+        return _tls.make_transport(
+            self,
+            rawsock,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            extra,
+            server,
+            timeouts,
+        )
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: Any,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> asyncio.Transport:
+        """asyncio.loop.start_tls(): upgrades a transport; the protocol uses the new one from then on."""
+        timeouts = {
+            "ssl_handshake_timeout": ssl_handshake_timeout,
+            "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        }
+        if not _tls.accepts(transport, sslcontext):
+            # Raises: asyncio has the words for it.
+            return await super().start_tls(transport, protocol, sslcontext)
+        return await _tls.start(
+            self, transport, protocol, sslcontext, server_side, server_hostname, timeouts
+        )
 
     # The engine wakes itself; only signal handlers need a pipe, made with the first of them.
 
@@ -128,6 +198,12 @@ class Loop(_engine.Loop, asyncio.SelectorEventLoop):
     def _serve_again(self, serving_args: tuple[Any, ...]) -> None:
         if serving_args[1].fileno() >= 0:
             self._start_serving(*serving_args)
+
+    def _start_serving(self, protocol_factory: Any, sock: Any, sslcontext: Any = None, *args: Any) -> None:
+        if sslcontext is not None:
+            # From here on the listener knows the engine.
+            _ = self.tls_engine
+        super()._start_serving(protocol_factory, sock, sslcontext, *args)
 
     def _accept_tls(self, fd: int, serving_args: tuple[Any, ...]) -> None:
         protocol_factory, _, sslcontext, server, _, *timeouts = serving_args

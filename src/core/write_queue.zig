@@ -114,7 +114,8 @@ pub fn WriteQueue(comptime Owner: type) type {
             return .{ .done = sent };
         }
 
-        fn consume(self: *Self, pool: *Pool, gpa: Allocator, count: usize) void {
+        /// Drops `count` bytes from the front: they have gone some other way than by `flush`.
+        pub fn consume(self: *Self, pool: *Pool, gpa: Allocator, count: usize) void {
             assert(count <= self.size);
             self.size -= count;
             var left = count;

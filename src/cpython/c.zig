@@ -150,6 +150,7 @@ pub const PyBUF_WRITABLE = 1;
 pub extern var PyBytes_Type: PyTypeObject;
 pub extern var PyByteArray_Type: PyTypeObject;
 pub extern var PyMemoryView_Type: PyTypeObject;
+pub extern var PyUnicode_Type: PyTypeObject;
 pub extern var PyTuple_Type: PyTypeObject;
 pub extern var PyBool_Type: PyTypeObject;
 pub extern var _Py_NoneStruct: PyObject;
@@ -159,6 +160,10 @@ pub extern var _Py_NotImplementedStruct: PyObject;
 
 pub extern var PyExc_AssertionError: *PyObject;
 pub extern var PyExc_BaseException: *PyObject;
+pub extern var PyExc_ConnectionAbortedError: *PyObject;
+pub extern var PyExc_ConnectionResetError: *PyObject;
+pub extern var PyExc_Exception: *PyObject;
+pub extern var PyExc_MemoryError: *PyObject;
 pub extern var PyExc_ConnectionError: *PyObject;
 pub extern var PyExc_BrokenPipeError: *PyObject;
 pub extern var PyExc_BufferError: *PyObject;

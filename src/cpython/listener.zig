@@ -1,7 +1,7 @@
 //! Listener: a listening socket that accepts for a server.
 //!
-//! The descriptor belongs to the server's socket object. Connections become transports at once;
-//! for TLS they go through asyncio's own accept path in Python.
+//! The descriptor belongs to the server's socket object. Connections become transports at once, for
+//! TLS with a TlsTransport on top; without the direct engine TLS takes asyncio's accept path.
 
 const std = @import("std");
 const core = @import("core");
@@ -11,8 +11,10 @@ const args = @import("args.zig");
 const loop_fds = @import("loop_fds.zig");
 const loop_type = @import("loop_type.zig");
 const raise = @import("raise.zig");
+const openssl = @import("openssl.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
+const tls = @import("tls.zig");
 const Source = @import("source.zig").Source;
 
 const Object = py.Object;
@@ -147,7 +149,7 @@ fn acceptFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
 }
 
 fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
-    const result = if (self.ssl == null) acceptPlain(self, fd, peer) else acceptTls(self, fd);
+    const result = if (self.ssl == null) acceptPlain(self, fd, peer) else acceptTls(self, fd, peer);
     result catch {
         if (py.isExit()) return error.Python;
         const exception = py.takeException();
@@ -167,14 +169,63 @@ fn acceptPlain(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) 
         break :transport try stream.create(self.loop, protocol, .{ .fd = fd, .context = self.context, .server = self.server });
     };
     defer py.decref(made);
+    try startAccepted(self, made, peer);
+}
+
+fn startAccepted(self: *Fields, made: *Object, peer: *const core.sys.Address) py.Error!void {
     const transport = stream.of(made);
     if (!transport.peer_name.set(peer)) try stream.setPeerName(transport, peer);
     if (self.own_name) |*own| _ = transport.own_name.set(own);
     try stream_close.start(transport);
 }
 
-/// asyncio's own way from here: a socket object, a task, a handshake.
-fn acceptTls(self: *Fields, fd: core.sys.fd_t) py.Error!void {
+/// A TlsTransport over a StreamTransport, without socket object, task or future; null if the direct
+/// engine cannot serve the context.
+fn makeDirect(self: *Fields, fd: core.sys.fd_t) py.Error!?*Object {
+    const state = self.loop.state;
+    const handshake_timeout = timeoutGiven(self, 5);
+    const shutdown_timeout = timeoutGiven(self, 6);
+    inline for (.{ handshake_timeout, shutdown_timeout }) |timeout| if (timeout) |given| {
+        const seconds = c.PyFloat_AsDouble(given);
+        if (seconds == -1 and c.PyErr_Occurred() != null) return error.Python;
+        // asyncio's constructor has the words for it.
+        if (!(seconds > 0)) return null;
+    };
+    // The factory runs only when its protocol is sure to be used.
+    if ((try openssl.get(state)) == null) return null;
+    const upper = (try tls.create(self.loop, .{
+        .protocol = py.none(),
+        .sslcontext = self.ssl.?,
+        .server_side = true,
+        .accepted = true,
+        .handshake_timeout = handshake_timeout orelse state.ssl_handshake_timeout,
+        .shutdown_timeout = shutdown_timeout orelse state.ssl_shutdown_timeout,
+    })) orelse return null;
+    defer py.decref(upper);
+    errdefer tls.of(upper).closed = true;
+    const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
+    defer py.decref(protocol);
+    try tls.setProtocolFields(tls.of(upper), protocol);
+    if (self.is_tcp and @import("builtin").os.tag != .linux) core.sys.setNoDelay(fd);
+    return try stream.create(self.loop, upper, .{ .fd = fd, .context = self.context, .server = self.server });
+}
+
+fn timeoutGiven(self: *Fields, index: usize) ?*Object {
+    return args.given(py.tupleItemBorrowed(self.serving_args.?, index));
+}
+
+fn acceptTls(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+    if (self.loop.tls_native) {
+        const direct = made: {
+            errdefer core.sys.close(fd);
+            break :made try makeDirect(self, fd);
+        };
+        if (direct) |made| {
+            defer py.decref(made);
+            return startAccepted(self, made, peer);
+        }
+    }
+    // asyncio's own way from here: a socket object, a task, a handshake.
     const number = py.newInt(fd) catch |err| {
         core.sys.close(fd);
         return err;

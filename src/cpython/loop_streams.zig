@@ -12,6 +12,7 @@ const pipe_read = @import("pipe_read.zig");
 const pipe_write = @import("pipe_write.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
+const tls = @import("tls.zig");
 
 const Object = py.Object;
 
@@ -36,6 +37,8 @@ fn makeSocketTransport(object: *Object, argv: []const *Object, names: ?*Object) 
 pub const methods = [_]c.PyMethodDef{
     py.Method.keywords("_read_pipe", pipe_read.make, "_read_pipe($self, pipe, fd, protocol, waiter, extra, restores_mode, watches_peer)\n--\n\nA ReadPipeTransport, which owns the pipe from now on."),
     py.Method.keywords("_write_pipe", pipe_write.make, "_write_pipe($self, pipe, fd, protocol, waiter, extra, restores_mode, watches_peer)\n--\n\nA WritePipeTransport, which owns the pipe from now on."),
+    py.Method.args("_make_tls_transport", tls.makeTlsTransport, "_make_tls_transport($self, protocol, sslcontext, waiter, server_side, server_hostname, call_connection_made, writing_paused, handshake_timeout, shutdown_timeout, /)\n--\n\nA TlsTransport, to be made the protocol of a StreamTransport; None if the direct engine cannot serve this context."),
+    py.Method.noArgs("_tls_unavailable", tls.tlsUnavailable, "_tls_unavailable($self)\n--\n\nWhy the direct TLS engine cannot run here; None if it can."),
     py.Method.keywords("_make_socket_transport", makeSocketTransport, "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None)\n--\n\nA StreamTransport over a connected socket, which it owns from now on."),
     py.Method.keywords("_start_serving", listener.startServing, "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None)\n--\n\nAccepts connections on a listening socket."),
 };

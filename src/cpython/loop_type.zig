@@ -44,6 +44,11 @@ pub const Fields = struct {
     write_pool: stream_write.Queue.Pool = .{},
     /// Allocated by the first read, given back when the loop closes.
     read_buffer: []u8 = &.{},
+    /// Plaintext on its way from OpenSSL into an object. As the read buffer.
+    tls_scratch: []u8 = &.{},
+    tls_pool: @import("tls_bio.zig").Pool = .{},
+    /// Accepted TLS connections get the direct engine.
+    tls_native: bool = false,
 
     pub inline fn object(self: *Fields) *Object {
         return Layout.objectOf(self);
@@ -142,6 +147,29 @@ pub const Fields = struct {
         return self.read_buffer;
     }
 
+    /// The read buffer, out of reach of any turn that runs before `putReadBuffer`: a program that runs
+    /// the loop inside a callback must not find somebody's bytes overwritten.
+    pub fn takeReadBuffer(self: *Fields) py.Error![]u8 {
+        const buffer = try self.readBuffer();
+        self.read_buffer = &.{};
+        return buffer;
+    }
+
+    pub fn putReadBuffer(self: *Fields, buffer: []u8) void {
+        if (self.read_buffer.len == 0 and !self.closed) self.read_buffer = buffer else gpa.free(buffer);
+    }
+
+    pub fn takeScratch(self: *Fields) py.Error![]u8 {
+        const buffer = self.tls_scratch;
+        self.tls_scratch = &.{};
+        if (buffer.len > 0) return buffer;
+        return gpa.alloc(u8, @import("tls_read.zig").scratch_size) catch return py.noMemory();
+    }
+
+    pub fn putScratch(self: *Fields, buffer: []u8) void {
+        if (self.tls_scratch.len == 0 and !self.closed) self.tls_scratch = buffer else gpa.free(buffer);
+    }
+
     /// Empties queues, heap and table. Releasing can run Python code that queues more, so it goes
     /// on until nothing is left; a closed loop takes nothing new.
     fn release(self: *Fields) void {
@@ -204,6 +232,8 @@ fn dealloc(object: *Object) callconv(.c) void {
     self.dirty.deinit(gpa);
     self.write_pool.deinit(gpa);
     gpa.free(self.read_buffer);
+    gpa.free(self.tls_scratch);
+    self.tls_pool.deinit();
     self.free_handles.deinit();
     self.free_timer_handles.deinit();
     c.PyObject_GC_Del(object);
@@ -247,6 +277,9 @@ fn releaseMethod(object: *Object) py.Error!*Object {
     self.core.closeReactor();
     gpa.free(self.read_buffer);
     self.read_buffer = &.{};
+    gpa.free(self.tls_scratch);
+    self.tls_scratch = &.{};
+    self.tls_pool.deinit();
     return py.newNone();
 }
 
@@ -362,6 +395,7 @@ const properties = @import("loop_tasks.zig").properties ++ [_]c.PyGetSetDef{
     flag("closed"),
     flag("stopping"),
     flag("debug"),
+    flag("tls_native"),
     py.property("_thread_id", getThreadId, setThreadId),
     py.property("_current_handle", getCurrentHandle, setCurrentHandle),
     py.property("_ready", getReady, ignoreAssignment),

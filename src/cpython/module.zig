@@ -42,6 +42,7 @@ fn setUp(module: *Object) py.Error!void {
         .{ "stream_transport_type", "Transport", &@import("stream.zig").spec },
         .{ "read_pipe_type", "ReadTransport", &@import("pipe_read.zig").spec },
         .{ "write_pipe_type", "WriteTransport", &@import("pipe_write.zig").spec },
+        .{ "tls_transport_type", "Transport", &@import("tls.zig").spec },
     }) |row| {
         const base = try py.check(c.PyObject_GetAttrString(asyncio, row[1]));
         defer py.decref(base);
@@ -53,6 +54,7 @@ fn setUp(module: *Object) py.Error!void {
     try expose(module, "StreamTransport", state.stream_transport_type);
     try expose(module, "ReadPipeTransport", state.read_pipe_type);
     try expose(module, "WritePipeTransport", state.write_pipe_type);
+    try expose(module, "TlsTransport", state.tls_transport_type);
 
     try py.checkInt(c.PyModule_AddStringConstant(module, "version", config.zloop_version ++ ""));
     try py.checkInt(c.PyModule_AddStringConstant(module, "build_mode", @tagName(builtin.mode)));

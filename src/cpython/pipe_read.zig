@@ -91,7 +91,7 @@ fn deliver(self: *Fields, data: *Object) py.Error!void {
 }
 
 fn received(self: *Fields, protocol: *Object, data: *Object) py.Error!void {
-    if (self.feeds_reader and try stream_reader.feed(self.loop.state, protocol, data)) return;
+    if (self.feeds_reader and try stream_reader.feed(self.loop.state, protocol, py.bytesOf(data))) return;
     py.decref(try py.callMethod(protocol, self.loop.state.name(.data_received), .{data}));
 }
 

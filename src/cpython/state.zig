@@ -19,34 +19,45 @@ pub const Name = enum {
     _buffer,
     _callback_failed,
     _check_callback,
+    _check_handshake_timeout,
+    _check_shutdown_timeout,
     _connection_failed,
-    _extract_stack,
-    _method_failed,
     _detach,
     _eof,
+    _extract_stack,
     _limit,
+    _method_failed,
+    _msg_callback,
     _paused,
     _restore_mode,
+    _resumed,
     _slow_callback,
+    _sslobj,
     _stream_reader_wr,
     _strong_reader,
     _transport,
     _waiter,
     buffer_updated,
     call_exception_handler,
+    call_later,
+    call_soon,
     cancel,
     cancelled,
+    cipher,
     close,
+    compression,
     connection_lost,
     connection_made,
     context,
     data_received,
     debug,
+    do_handshake,
     done,
     eof_received,
     exception,
     fileno,
     get_buffer,
+    getpeercert,
     getpeername,
     getsockname,
     is_closing,
@@ -55,18 +66,28 @@ pub const Name = enum {
     name,
     pause_reading,
     pause_writing,
+    peercert,
     peername,
     pipe,
     protocol,
+    read,
+    resume_reading,
     resume_writing,
+    server_hostname,
+    server_side,
     set_exception,
     set_result,
     setblocking,
     shutdown,
     socket,
     sockname,
+    ssl_object,
+    sslcontext,
     transport,
+    unwrap,
     warning,
+    wrap_bio,
+    write,
 };
 
 pub const State = struct {
@@ -78,6 +99,7 @@ pub const State = struct {
     stream_transport_type: *c.PyTypeObject,
     read_pipe_type: *c.PyTypeObject,
     write_pipe_type: *c.PyTypeObject,
+    tls_transport_type: *c.PyTypeObject,
     fd_watch_type: *c.PyTypeObject,
     listener_type: *c.PyTypeObject,
 
@@ -99,8 +121,24 @@ pub const State = struct {
     socket_kwnames: *Object,
     transport_socket_type: *Object,
     sendfile_mode: *Object,
+    sendfile_fallback: *Object,
+    cancelled_error: *Object,
+    timeout_error: *Object,
     /// 3.12.0 and later hand the transport to `Server._attach` (3.13), earlier ones nothing.
     server_attach_takes_transport: bool,
+
+    // From ssl, null until the first TLS connection; see `openssl.zig`.
+    openssl: @import("openssl.zig").Availability,
+    ssl_object_type: *Object,
+    ssl_socket_type: *c.PyTypeObject,
+    ssl_error: *Object,
+    ssl_certificate_error: *Object,
+    ssl_want_read_error: *Object,
+    ssl_syscall_error: *Object,
+    ssl_unused_bio: *Object,
+    ssl_handshake_timeout: *Object,
+    ssl_shutdown_timeout: *Object,
+    wrap_bio_kwnames: *Object,
 
     pub fn of(module: *Object) *State {
         return @ptrCast(@alignCast(c.PyModule_GetState(module).?));
@@ -157,6 +195,10 @@ pub fn init(state: *State) py.Error!void {
     const modes = try importAttribute("asyncio.constants", "_SendfileMode");
     defer py.decref(modes);
     state.sendfile_mode = try py.check(c.PyObject_GetAttrString(modes, "TRY_NATIVE"));
+    state.sendfile_fallback = try py.check(c.PyObject_GetAttrString(modes, "FALLBACK"));
+    state.cancelled_error = try importAttribute("asyncio", "CancelledError");
+    state.timeout_error = try importAttribute("asyncio", "TimeoutError");
+    state.openssl = .{};
     state.server_attach_takes_transport = try attachTakesTransport();
 }
 

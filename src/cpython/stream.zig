@@ -383,6 +383,10 @@ fn getSendfileMode(object: *Object) py.Error!*Object {
     return py.newRef(of(object).loop.state.sendfile_mode);
 }
 
+fn getProtocolPaused(object: *Object) py.Error!*Object {
+    return py.newBool(of(object).protocol_paused);
+}
+
 fn getConnLost(object: *Object) py.Error!*Object {
     return py.newInt(of(object).conn_lost);
 }
@@ -405,6 +409,7 @@ const properties = [_]c.PyGetSetDef{
     py.getter("_protocol", getProtocol),
     py.getter("_closing", isClosing),
     py.getter("_conn_lost", getConnLost),
+    py.getter("_protocol_paused", getProtocolPaused),
     py.getter("_start_tls_compatible", getTrue),
     py.getter("_sendfile_compatible", getSendfileMode),
     .{},

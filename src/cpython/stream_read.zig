@@ -12,6 +12,8 @@ const read_bytes = @import("read_bytes.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
 const stream_reader = @import("stream_reader.zig");
+const tls = @import("tls.zig");
+const tls_read = @import("tls_read.zig");
 const State = @import("state.zig").State;
 
 const Object = py.Object;
@@ -25,11 +27,14 @@ pub const Delivery = enum {
     buffered,
     /// asyncio's own StreamReaderProtocol over its own StreamReader: into the reader's buffer.
     reader,
+    /// Our own TlsTransport: no bytes object, no call of Python.
+    tls,
 };
 
 pub const size_min = read_bytes.size_min;
 
 pub fn deliveryFor(state: *State, protocol: *Object) py.Error!Delivery {
+    if (py.isExact(protocol, state.tls_transport_type)) return .tls;
     const buffered = c.PyObject_IsInstance(protocol, state.buffered_protocol);
     if (buffered < 0) return error.Python;
     if (buffered == 1) return .buffered;
@@ -48,6 +53,7 @@ pub fn ready(self: *Fields) py.Error!void {
         .data => readData(self, protocol),
         .buffered => readBuffered(self, protocol),
         .reader => readIntoReader(self, protocol),
+        .tls => readTls(self, protocol),
     };
     if (result) |_| {
         try py.checkInt(c.PyContext_Exit(context));
@@ -68,11 +74,20 @@ fn readData(self: *Fields, protocol: *Object) py.Error!void {
 fn readIntoReader(self: *Fields, protocol: *Object) py.Error!void {
     const data = (try receive(self, protocol)) orelse return;
     defer py.decref(data);
-    if (stream_reader.feed(self.loop.state, protocol, data)) |fed| {
+    if (stream_reader.feed(self.loop.state, protocol, py.bytesOf(data))) |fed| {
         if (!fed) try deliver(self, protocol, data);
     } else |_| {
         try stream_close.fatalPending(self, "Fatal error: protocol.data_received() call failed.");
     }
+}
+
+fn readTls(self: *Fields, protocol: *Object) py.Error!void {
+    const buffer = try self.loop.takeReadBuffer();
+    defer self.loop.putReadBuffer(buffer);
+    const count = (try received(self, protocol, core.sys.recv(self.fd(), buffer))) orelse return;
+    tls_read.received(tls.of(protocol), buffer[0..count]) catch {
+        try stream_close.fatalPending(self, "Fatal error: protocol.buffer_updated() call failed.");
+    };
 }
 
 fn deliver(self: *Fields, protocol: *Object, data: *Object) py.Error!void {

@@ -41,7 +41,7 @@ fn isOriginal(object: *Object, attribute: [*:0]const u8, original: *Object) py.E
 }
 
 /// `StreamReaderProtocol.data_received(data)`; false if it has to be called after all.
-pub fn feed(state: *State, protocol: *Object, data: *Object) py.Error!bool {
+pub fn feed(state: *State, protocol: *Object, bytes: []const u8) py.Error!bool {
     const weak = try py.getAttr(protocol, state.name(._stream_reader_wr));
     defer py.decref(weak);
     if (weak == py.none()) return true;
@@ -57,7 +57,6 @@ pub fn feed(state: *State, protocol: *Object, data: *Object) py.Error!bool {
     defer py.decref(buffer);
     if (!py.isExact(buffer, &c.PyByteArray_Type)) return false;
 
-    const bytes = py.bytesOf(data);
     const before: usize = @intCast(c.PyByteArray_Size(buffer));
     try py.checkInt(c.PyByteArray_Resize(buffer, @intCast(before + bytes.len)));
     @memcpy(c.PyByteArray_AsString(buffer)[before..][0..bytes.len], bytes);

@@ -13,6 +13,8 @@ const raise = @import("raise.zig");
 const loop_type = @import("loop_type.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
+const tls = @import("tls.zig");
+const tls_write = @import("tls_write.zig");
 const transport = @import("transport.zig");
 
 const Object = py.Object;
@@ -105,11 +107,16 @@ pub fn push(self: *Fields, bytes: *Object) py.Error!void {
 
 /// After bytes were queued: sends now, when the callback returns, or when the kernel has room.
 pub fn written(self: *Fields) py.Error!void {
-    if (self.source.watch.armed.write) return transport.maybePause(self);
+    if (self.source.watch.armed.write) return maybePause(self);
     if (!self.loop.in_callback or self.queue.size > self.high_water) {
         try flush(self);
-        return transport.maybePause(self);
+        return maybePause(self);
     }
+    try markDirty(self);
+}
+
+/// Has the transport flushed when the running callback returns.
+pub fn markDirty(self: *Fields) py.Error!void {
     if (self.dirty) return;
     self.loop.dirty.push(gpa, &self.source) catch return py.noMemory();
     py.incref(self.object());
@@ -124,7 +131,7 @@ pub fn flushDirty(loop: *LoopFields) py.Error!void {
         self.dirty = false;
         if (self.source.watch.armed.write) continue;
         try flush(self);
-        try transport.maybePause(self);
+        try maybePause(self);
     }
 }
 
@@ -136,6 +143,7 @@ pub fn settle(self: *Fields) py.Error!void {
 /// Sends as much as the kernel takes and arms the watch for the rest. A failed send ends the
 /// connection; the exception is reported, not raised.
 fn flush(self: *Fields) py.Error!void {
+    if (tlsOf(self)) |above| try tls_write.sendNow(above);
     if (self.queue.isEmpty()) return;
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .done => {},
@@ -144,6 +152,20 @@ fn flush(self: *Fields) py.Error!void {
         },
         .failed => |code| try sendFailed(self, code),
     }
+}
+
+/// Sends bytes that stay the caller's; what the kernel refuses is copied and queued.
+pub fn sendBorrowed(self: *Fields, bytes: []const u8) py.Error!void {
+    var rest = bytes;
+    if (self.queue.isEmpty()) switch (core.sys.send(self.fd(), bytes)) {
+        .done => |count| rest = bytes[count..],
+        .would_block => {},
+        .failed => |code| return sendFailed(self, code),
+    };
+    if (rest.len == 0) return;
+    try push(self, try py.newBytes(rest));
+    if (self.loop.closed) return;
+    try self.source.arm(self.loop, .{ .read = self.source.watch.armed.read, .write = true });
 }
 
 fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
@@ -158,6 +180,12 @@ fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
     }
 }
 
+/// The TlsTransport above, if there is one.
+fn tlsOf(self: *Fields) ?*tls.Fields {
+    if (self.delivery != .tls) return null;
+    return tls.of(self.protocol orelse return null);
+}
+
 /// The kernel has room again.
 pub fn ready(self: *Fields) py.Error!void {
     if (self.conn_lost > 0) return;
@@ -166,7 +194,8 @@ pub fn ready(self: *Fields) py.Error!void {
         .done, .would_block => {},
     }
     // resume_writing may write more.
-    try transport.maybeResume(self);
+    try maybeResume(self);
+    if (self.conn_lost > 0) return;
     if (!self.queue.isEmpty()) return;
     self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
     if (self.empty_waiter) |waiter| {
@@ -186,6 +215,16 @@ pub fn ready(self: *Fields) py.Error!void {
 /// next read say so anyway.
 fn shutdownWrite(self: *Fields) void {
     _ = core.sys.shutdownWrite(self.fd());
+}
+
+fn maybePause(self: *Fields) py.Error!void {
+    // TLS counts the whole stack by itself.
+    if (self.delivery != .tls) try transport.maybePause(self);
+}
+
+fn maybeResume(self: *Fields) py.Error!void {
+    if (tlsOf(self)) |above| return tls_write.drained(above);
+    try transport.maybeResume(self);
 }
 
 fn writeEof(object: *Object) py.Error!*Object {
@@ -217,7 +256,7 @@ fn setWriteBufferLimits(object: *Object, argv: []const *Object, names: ?*Object)
     const self = stream.of(object);
     try transport.setLimits(self, argv, names);
     try settle(self);
-    try transport.maybePause(self);
+    try maybePause(self);
     return py.newNone();
 }
 
@@ -237,10 +276,6 @@ fn makeEmptyWaiter(object: *Object) py.Error!*Object {
 fn resetEmptyWaiter(object: *Object) py.Error!*Object {
     py.clear(&stream.of(object).empty_waiter);
     return py.newNone();
-}
-
-fn getProtocolPaused(object: *Object) py.Error!*Object {
-    return py.newBool(stream.of(object).protocol_paused);
 }
 
 pub const methods = [_]c.PyMethodDef{

@@ -126,7 +126,7 @@ pub fn maybeResume(self: anytype) py.Error!void {
     try callFlowControl(self, .resume_writing, "protocol.resume_writing() failed");
 }
 
-fn callFlowControl(self: anytype, comptime method: Name, comptime message: [:0]const u8) py.Error!void {
+pub fn callFlowControl(self: anytype, comptime method: Name, comptime message: [:0]const u8) py.Error!void {
     const protocol = py.newRef(self.protocol orelse return);
     defer py.decref(protocol);
     if (py.callMethod(protocol, self.loop.state.name(method), .{})) |result| {
@@ -153,15 +153,15 @@ pub fn limits(self: anytype) py.Error!*Object {
 /// `set_write_buffer_limits(high=None, low=None)`, without asking whether the protocol must pause.
 pub fn setLimits(self: anytype, argv: []const *Object, names: ?*Object) py.Error!void {
     const slots = try args.parse("set_write_buffer_limits", &.{ "high", "low" }, .{}, argv, names);
-    const parsed = try parseLimits(slots[0], slots[1]);
+    const parsed = try parseLimits(slots[0], slots[1], high_water_default);
     self.high_water = parsed.high;
     self.low_water = parsed.low;
 }
 
-const Limits = struct { high: usize, low: usize };
+pub const Limits = struct { high: usize, low: usize };
 
 /// asyncio's defaults and its error for limits that do not fit each other.
-fn parseLimits(high_given: ?*Object, low_given: ?*Object) py.Error!Limits {
+pub fn parseLimits(high_given: ?*Object, low_given: ?*Object, high_default: c.Ssize) py.Error!Limits {
     var low: c.Ssize = 0;
     if (args.given(low_given)) |given| low = try asSize(given);
     const high = if (args.given(high_given)) |given|
@@ -169,7 +169,7 @@ fn parseLimits(high_given: ?*Object, low_given: ?*Object) py.Error!Limits {
     else if (args.given(low_given) != null)
         4 * low
     else
-        high_water_default;
+        high_default;
     if (args.given(low_given) == null) low = @divTrunc(high, 4);
     if (!(high >= low and low >= 0)) {
         return py.raiseFormat(c.PyExc_ValueError, "high (%zd) must be >= low (%zd) must be >= 0", .{ high, low });

@@ -1,0 +1,199 @@
+"""Which TLS engine a loop uses, and how a connection gets it.
+
+The direct engine is `_engine.TlsTransport`: a stdlib SSLObject whose OpenSSL is driven natively. Where it
+cannot run, and for what it does not serve, TLS is asyncio's own sslproto over zloop's transports. Programs
+see the same behaviour either way; `Loop.tls_engine` says which one it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from asyncio import constants, sslproto
+from asyncio.streams import StreamReaderProtocol
+from typing import TYPE_CHECKING, Any
+
+from . import _engine
+
+try:
+    import ssl
+except ImportError:  # A Python built without OpenSSL; asyncio raises when TLS is asked for.
+    ssl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    import socket
+
+    from ._loop import Loop
+
+VARIABLE = "ZLOOP_TLS"
+_CHOICES = ("auto", "native", "asyncio")
+
+_HANDSHAKE_TIMEOUT_S = constants.SSL_HANDSHAKE_TIMEOUT
+_SHUTDOWN_TIMEOUT_S = getattr(constants, "SSL_SHUTDOWN_TIMEOUT", 30.0)
+_HAS_SHUTDOWN_TIMEOUT = hasattr(constants, "SSL_SHUTDOWN_TIMEOUT")
+"""CPython 3.10 has an older SSLProtocol, without shutdown timeout and BIO attributes."""
+
+
+def wanted() -> str:
+    """What the environment asks for, read once per loop."""
+    choice = os.environ.get(VARIABLE) or "auto"
+    if choice not in _CHOICES:
+        raise ValueError(f"{VARIABLE} is {choice!r}; it can be {', '.join(_CHOICES)}")
+    return choice
+
+
+def choose(loop: Loop, choice: str) -> str:
+    """The engine's name, `native` or `asyncio`; RuntimeError if the one that is demanded cannot run."""
+    if choice == "asyncio":
+        return "asyncio"
+    reason = loop._tls_unavailable()
+    if reason is None:
+        return "native"
+    if choice == "native":
+        raise RuntimeError(f"{VARIABLE} demands the direct TLS engine, which cannot run here: {reason}")
+    return "asyncio"
+
+
+def make_transport(
+    loop: Loop,
+    rawsock: socket.socket,
+    protocol: Any,
+    sslcontext: Any,
+    waiter: asyncio.Future[None] | None,
+    server_side: bool,
+    server_hostname: str | None,
+    extra: dict[str, Any] | None,
+    server: Any,
+    timeouts: dict[str, float | None],
+) -> asyncio.Transport:
+    """What asyncio's `_make_ssl_transport` does, on the loop's engine."""
+    if not sslcontext:
+        sslcontext = sslproto._create_transport_context(server_side, server_hostname)
+    upper = _direct(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
+    if upper is not None:
+        loop._make_socket_transport(rawsock, upper, extra=extra, server=server)
+        return upper
+    ssl_protocol = sslproto.SSLProtocol(
+        loop, protocol, sslcontext, waiter, server_side, server_hostname, **_supported(timeouts)
+    )
+    loop._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
+    return ssl_protocol._app_transport
+
+
+def accepts(transport: Any, sslcontext: Any) -> bool:
+    """Whether asyncio's `start_tls` would go on with these."""
+    is_context = ssl is not None and isinstance(sslcontext, ssl.SSLContext)
+    return is_context and bool(getattr(transport, "_start_tls_compatible", False))
+
+
+async def start(
+    loop: Loop,
+    transport: Any,
+    protocol: Any,
+    sslcontext: ssl.SSLContext,
+    server_side: bool,
+    server_hostname: str | None,
+    timeouts: dict[str, float | None],
+) -> asyncio.Transport:
+    """`loop.start_tls()` for arguments that asyncio accepts."""
+    waiter = loop.create_future()
+    # A protocol that was told to pause waits to hear that it may go on; now the new transport says so.
+    paused = getattr(transport, "_protocol_paused", False) and transport.get_protocol() is protocol
+    below: Any = None
+    if type(transport) is _engine.StreamTransport:
+        below = _direct(
+            loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts, started=True, paused=paused
+        )
+    upper = below
+    if below is None:
+        below = sslproto.SSLProtocol(
+            loop,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            call_connection_made=False,
+            **_supported(timeouts),
+        )
+        upper = below._app_transport
+        if paused and _HAS_SHUTDOWN_TIMEOUT:
+            below.pause_writing()
+            below._app_writing_paused = True
+    transport.pause_reading()
+    early = _take_early_bytes(protocol) if server_side else b""
+    if early and upper is below:
+        upper.data_received(early)
+    elif early and _HAS_SHUTDOWN_TIMEOUT:
+        below._incoming.write(early)
+    transport.set_protocol(below)
+    made = loop.call_soon(below.connection_made, transport)
+    if early and upper is not below and not _HAS_SHUTDOWN_TIMEOUT:
+        loop.call_soon(below.data_received, early)
+    resumed = loop.call_soon(transport.resume_reading)
+    try:
+        await waiter
+    except BaseException:
+        transport.close()
+        made.cancel()
+        resumed.cancel()
+        raise
+    finally:
+        # The exception in it has a traceback that leads back here.
+        del waiter
+    return upper if upper is not None else below._app_transport
+
+
+def _take_early_bytes(protocol: Any) -> bytes:
+    """What the peer sent behind the last plain message and asyncio's reader holds: its ClientHello."""
+    if not isinstance(protocol, StreamReaderProtocol):
+        return b""
+    reader = getattr(protocol, "_stream_reader", None)
+    if reader is None or not reader._buffer:
+        return b""
+    early = bytes(reader._buffer)
+    reader._buffer.clear()
+    return early
+
+
+def _direct(
+    loop: Loop,
+    protocol: Any,
+    sslcontext: Any,
+    waiter: asyncio.Future[None] | None,
+    server_side: bool,
+    server_hostname: str | None,
+    timeouts: dict[str, float | None],
+    *,
+    started: bool = False,
+    paused: bool = False,
+) -> Any:
+    """A TlsTransport, or None if the loop or the context wants asyncio's sslproto."""
+    if loop.tls_engine != "native":
+        return None
+    return loop._make_tls_transport(
+        protocol,
+        sslcontext,
+        waiter,
+        server_side,
+        (server_hostname or None) if not server_side else None,
+        not started,
+        paused,
+        _checked("ssl_handshake_timeout", timeouts.get("ssl_handshake_timeout"), _HANDSHAKE_TIMEOUT_S),
+        _checked("ssl_shutdown_timeout", timeouts.get("ssl_shutdown_timeout"), _SHUTDOWN_TIMEOUT_S),
+    )
+
+
+def _checked(name: str, given: float | None, default: float) -> float:
+    if given is None:
+        return default
+    if given <= 0:
+        raise ValueError(f"{name} should be a positive number, got {given}")
+    return given
+
+
+def _supported(timeouts: dict[str, float | None]) -> dict[str, float | None]:
+    """Without the shutdown timeout where asyncio's SSLProtocol does not know it."""
+    if _HAS_SHUTDOWN_TIMEOUT:
+        return timeouts
+    return {name: value for name, value in timeouts.items() if name != "ssl_shutdown_timeout"}
