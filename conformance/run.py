@@ -71,10 +71,10 @@ def _judged(
         if difference.applies(suite.name, run.version, interpreter)
     ]
     found = verdict.judge(run, reference, differences)
-    # Only to help whoever reads the report: a test that passes when it is alone has failed all the same.
+    # Only to help whoever reads the report: a test that passes when it is run again has failed all the same.
     puzzling = [name for name, test in found.differs.items() if test.outcome in ("failed", "error")]
     again = {
-        name: f" (alone: {test.outcome})"
+        name: f" (again: {test.outcome})"
         for name, _, test in look_again(
             suite, interpreter, loop, settings, run, puzzling if len(puzzling) <= LOOKS_MAX else []
         )

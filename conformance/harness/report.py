@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 
-from harness.results import ModuleResult, RunResult
+from harness.results import CaseResult, ModuleResult, RunResult
 from harness.verdict import Verdict
 
-DETAIL_LINES_MAX = 12
+DETAIL_LINES_MAX = 16
+CAUSE_CHARS_MAX = 160
 _lock = threading.Lock()
 
 
@@ -21,15 +24,29 @@ def module_line(loop: str, module: str, result: ModuleResult) -> None:
 
 
 def differences(run: RunResult, verdict: Verdict, again: dict[str, str]) -> None:
+    """Differences by cause, as far as the last line of a traceback tells it: one defect fails many tests."""
     title = f"{run.suite} {run.version} on {run.loop}, CPython {run.interpreter['version']}"
+    causes: dict[str, list[str]] = defaultdict(list)
     for name, test in verdict.differs.items():
-        print(f"\nDIFFERS  {title}: {name}: {test.outcome}{again.get(name, '')}")
-        for line in test.detail.rstrip().splitlines()[-DETAIL_LINES_MAX:]:
-            print(f"    {line}")
+        causes[_cause(test)].append(name)
+    for cause, names in sorted(causes.items(), key=lambda item: -len(item[1])):
+        print(f"\nDIFFERS  {title}: {len(names)} x {cause}")
+        for name in names:
+            print(f"  {name}: {verdict.differs[name].outcome}{again.get(name, '')}")
+        for line in verdict.differs[names[0]].detail.rstrip().splitlines()[-DETAIL_LINES_MAX:]:
+            print(f"      {line}")
     for name, reason in verdict.passes.items():
         print(f"\nPASSES   {title}: {name}: it is in expectations.toml ({reason})")
     for pattern in verdict.stale:
         print(f"\nSTALE    {title}: no test fits the pattern {pattern!r} in expectations.toml")
+
+
+def _cause(test: CaseResult) -> str:
+    if test.outcome in ("timeout", "crash"):
+        return test.detail.partition("\n")[0]
+    lines = [line for line in test.detail.splitlines() if line and not line[0].isspace()]
+    # Descriptors, ports and addresses differ between tests of one cause.
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", lines[-1])[:CAUSE_CHARS_MAX] if lines else test.outcome
 
 
 def table(rows: Sequence[tuple[RunResult, Verdict]]) -> None:

@@ -104,18 +104,14 @@ def _refuse_unloadable(run: RunResult) -> None:
 def look_again(
     suite: Suite, interpreter: Interpreter, loop: Loop, settings: Settings, run: RunResult, names: list[str]
 ) -> list[tuple[str, str, results.CaseResult]]:
-    """Run the named tests once more, one at a time in a process of its own: name, module and new result."""
+    """Run the named tests once more, away from the other tests of their modules: name, module and new result."""
     start = suite.start(interpreter, loop)
     found = []
     for module, result in run.modules.items():
-        for name in names:
-            if name not in result.tests or "::<" in name:
-                continue
-            logs = settings.logs / "again"
-            order = _order(suite, run, loop, start, module, [glob.escape(name)], logs)
-            again = run_module(order).tests.get(name)
-            if again is not None:
-                found.append((name, module, again))
+        only = [glob.escape(name) for name in names if name in result.tests and "::<" not in name]
+        if only:
+            again = run_module(_order(suite, run, loop, start, module, only, settings.logs / "again"))
+            found += [(name, module, test) for name, test in again.tests.items() if name in names]
     return found
 
 

@@ -202,6 +202,8 @@ def suites(cpython_tests: Path | None = None) -> dict[str, Suite]:
         ),
         UvloopSuite(
             name="uvloop",
+            # Several of its tests hang on asyncio, and none that ends takes half as long.
+            test_limit_s=25,
             source=SourceDistribution(
                 name="uvloop",
                 version="0.23.0",
