@@ -1,0 +1,165 @@
+"""Debug mode: what is checked, what is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import pytest
+from harness import child_env, turns
+
+
+def test_it_can_be_switched(loop):
+    assert loop.get_debug() is bool(sys.flags.dev_mode or os.environ.get("PYTHONASYNCIODEBUG"))
+    loop.set_debug(True)
+    assert loop.get_debug() is True
+    loop.set_debug(False)
+    assert loop.get_debug() is False
+
+
+@pytest.mark.parametrize("switch", ["-Xdev", "PYTHONASYNCIODEBUG"])
+def test_the_interpreters_switches_are_honoured(loop_name, switch):
+    program = textwrap.dedent(
+        f"""
+        import importlib
+        module, _, attribute = {loop_name!r}.partition(":")
+        loop = getattr(importlib.import_module(module), attribute)()
+        print(loop.get_debug())
+        loop.close()
+        """
+    )
+    environment = child_env()
+    arguments = [switch] if switch.startswith("-") else []
+    if not arguments:
+        environment[switch] = "1"
+    output = subprocess.run(
+        [sys.executable, "-Wignore", *arguments, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout == "True\n"
+
+
+def test_slow_callbacks_are_logged(run, caplog):
+    def slow_function() -> None:
+        time.sleep(0.02)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert loop.slow_callback_duration == 0.1
+        loop.slow_callback_duration = 0.01
+        loop.call_soon(slow_function)
+        await turns(3)
+
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        run(main(), debug=True)
+    (record,) = [record for record in caplog.records if "slow_function" in record.getMessage()]
+    assert record.getMessage().startswith("Executing <Handle")
+    assert " seconds" in record.getMessage()
+
+
+def test_slow_tasks_are_logged_by_name(run, caplog):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.slow_callback_duration = 0.01
+
+        async def slow_coroutine() -> None:
+            time.sleep(0.02)
+
+        await loop.create_task(slow_coroutine(), name="the slow one")
+
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        run(main(), debug=True)
+    assert any("slow_coroutine" in record.getMessage() for record in caplog.records)
+
+
+def test_quick_callbacks_are_not_logged(run, caplog):
+    async def main() -> None:
+        await turns(50)
+
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        run(main(), debug=True)
+    assert [record for record in caplog.records if "Executing" in record.getMessage()] == []
+
+
+def test_handles_tell_where_they_were_made(loop):
+    def callback() -> None: ...
+
+    loop.set_debug(True)
+    for handle in (loop.call_soon(callback), loop.call_later(5, callback), loop.call_soon_threadsafe(callback)):
+        assert "created at" in repr(handle)
+        assert "test_debug.py" in repr(handle)
+        handle.cancel()
+        assert "cancelled" in repr(handle)
+        assert "callback" in repr(handle)
+
+
+def test_reports_carry_the_source_traceback(run):
+    reports: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        def broken() -> None:
+            raise LookupError("mine")
+
+        asyncio.get_running_loop().call_soon(broken)
+        await turns(2)
+
+    run(main(), debug=True, reports=reports)
+    assert "source_traceback" in reports[0]
+
+
+@pytest.mark.parametrize("schedule", ["call_soon", "call_later", "call_at", "call_soon_threadsafe"])
+def test_coroutines_and_non_callables_are_refused(run, schedule):
+    async def coroutine() -> None: ...
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        delay = {"call_later": (1.0,), "call_at": (loop.time() + 1,)}.get(schedule, ())
+        for wrong in (coroutine, 5, None):
+            with pytest.raises(TypeError):
+                getattr(loop, schedule)(*delay, wrong)
+
+    run(main(), debug=True)
+
+
+def test_coroutine_origins_are_tracked_only_during_the_run(loop):
+    loop.set_debug(True)
+    before = sys.get_coroutine_origin_tracking_depth()
+
+    async def main() -> int:
+        return sys.get_coroutine_origin_tracking_depth()
+
+    assert loop.run_until_complete(main()) > 0
+    assert sys.get_coroutine_origin_tracking_depth() == before
+
+
+def test_everything_works_with_it_switched_during_the_run(run):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for flag in (True, False, True):
+            loop.set_debug(flag)
+            await turns(3)
+            await asyncio.sleep(0.001)
+            assert loop.get_debug() is flag
+
+    run(main())
+
+
+def test_the_default_exception_handler_logs_the_whole_context(loop, caplog):
+    def broken() -> None:
+        raise LookupError("mine")
+
+    assert loop.get_exception_handler() is None
+    loop.call_soon(broken)
+    loop.call_soon(loop.stop)
+    with caplog.at_level(logging.ERROR, "asyncio"):
+        loop.run_forever()
+    (record,) = caplog.records
+    assert "Exception in callback" in record.getMessage()
+    assert "broken" in record.getMessage()
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], LookupError)

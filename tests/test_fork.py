@@ -1,0 +1,272 @@
+"""After fork() the child's copy of a loop is dead, the parent's is untouched, and a new one works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+from harness import child_env, within
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
+    pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
+]
+
+
+def child(loop_name: str, body: str, *, count: int = 1) -> str:
+    """Run a program of its own: it forks, and what both halves print is the result."""
+    program = (
+        textwrap.dedent(
+            f"""
+            import asyncio, importlib, os, signal, socket, sys, threading, warnings
+            warnings.simplefilter("ignore")
+            module, _, attribute = {loop_name!r}.partition(":")
+            factory = getattr(importlib.import_module(module), attribute)
+            def say(*words):
+                os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+            def reap(pid):
+                say("child's exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            signal.alarm(20)
+            """
+        )
+        + textwrap.dedent(body)
+    )
+    done = subprocess.run(
+        [sys.executable, "-Wignore", "-c", program], env=child_env(), capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_childs_new_loop_works_and_the_parent_goes_on(loop_name):
+    output = child(
+        loop_name,
+        """
+        async def parent():
+            loop = asyncio.get_running_loop()
+            left, right = socket.socketpair()
+            left.setblocking(False)
+            waiting = asyncio.ensure_future(loop.sock_recv(left, 10))
+            await asyncio.sleep(0)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    asyncio._set_running_loop(None)
+                    async def main():
+                        await asyncio.sleep(0.01)
+                        return "child's own loop works"
+                    fresh = factory()
+                    say(fresh.run_until_complete(main()))
+                    fresh.close()
+                finally:
+                    os._exit(0)
+            reap(pid)
+            right.send(b"x")
+            say("parent got", await waiting)
+            await asyncio.sleep(0.01)
+            left.close(); right.close()
+        loop = factory()
+        loop.run_until_complete(parent())
+        loop.close()
+        """,
+    )
+    assert output == "child's own loop works\nchild's exit 0\nparent got b'x'\n"
+
+
+@pytest.mark.parametrize("held", ["loop", "nothing"])
+def test_registrations_of_the_parent_survive_what_the_child_does(loop_name, held):
+    """The child closes its copies; the kernel objects they share with the parent must not notice."""
+    output = child(
+        loop_name,
+        f"""
+        held = {held!r}
+        loop = factory()
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        got = []
+        loop.add_reader(left, lambda: (got.append(left.recv(10)), loop.stop()))
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                if held == "nothing":
+                    del loop
+                    import gc
+                    gc.collect()
+            finally:
+                os._exit(0)
+        reap(pid)
+        right.send(b"x")
+        loop.run_forever()
+        say("parent got", got)
+        loop.remove_reader(left)
+        loop.close()
+        """,
+    )
+    assert output == "child's exit 0\nparent got [b'x']\n"
+
+
+@pytest.mark.only_zloop("asyncio's child shares the parent's epoll without a word")
+@pytest.mark.parametrize("call", ["run_forever()", "run_until_complete(asyncio.sleep(0))"])
+def test_the_childs_copy_refuses_to_run(loop_name, call):
+    output = child(
+        loop_name,
+        f"""
+        loop = factory()
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                loop.{call}
+            except RuntimeError as exc:
+                say("refused:", "fork" in str(exc))
+            finally:
+                os._exit(0)
+        reap(pid)
+        loop.call_later(0.001, loop.stop)
+        loop.run_forever()
+        loop.close()
+        say("parent done")
+        """,
+    )
+    assert output == "refused: True\nchild's exit 0\nparent done\n"
+
+
+@pytest.mark.only_zloop("asyncio's child unregisters from the parent's epoll")
+def test_the_childs_close_does_not_touch_the_parent(loop_name):
+    output = child(
+        loop_name,
+        """
+        loop = factory()
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        got = []
+        loop.add_reader(left, lambda: (got.append(left.recv(10)), loop.stop()))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                try:
+                    loop.remove_reader(left)
+                except RuntimeError:
+                    pass
+                loop.close()
+                say("child closed its copy:", loop.is_closed())
+            finally:
+                os._exit(0)
+        reap(pid)
+        right.send(b"x")
+        loop.run_forever()
+        say("parent got", got)
+        loop.remove_reader(left)
+        loop.close()
+        """,
+    )
+    assert output == "child closed its copy: True\nchild's exit 0\nparent got [b'x']\n"
+
+
+def test_fork_from_a_thread(loop_name):
+    output = child(
+        loop_name,
+        """
+        async def parent():
+            loop = asyncio.get_running_loop()
+            def work():
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        fresh = factory()
+                        fresh.run_until_complete(asyncio.sleep(0.001))
+                        fresh.close()
+                        say("child done")
+                    finally:
+                        os._exit(0)
+                reap(pid)
+            await loop.run_in_executor(None, work)
+            say("parent done")
+        loop = factory()
+        loop.run_until_complete(parent())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        """,
+    )
+    assert output == "child done\nchild's exit 0\nparent done\n"
+
+
+def test_multiprocessing_by_fork_inside_a_running_loop(loop_name):
+    output = child(
+        loop_name,
+        """
+        import multiprocessing
+        context = multiprocessing.get_context("fork")
+        def work(queue):
+            asyncio._set_running_loop(None)
+            fresh = factory()
+            async def main():
+                await asyncio.sleep(0.001)
+                return 42
+            queue.put(fresh.run_until_complete(main()))
+            fresh.close()
+        async def parent():
+            queue = context.SimpleQueue()
+            process = context.Process(target=work, args=[queue])
+            process.start()
+            say("child's answer", await asyncio.get_running_loop().run_in_executor(None, queue.get))
+            process.join()
+        loop = factory()
+        loop.run_until_complete(parent())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        """,
+    )
+    assert output == "child's answer 42\n"
+
+
+def test_a_multiprocessing_pipe_is_watched_without_changing_it(run):
+    import multiprocessing
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        left, right = multiprocessing.Pipe()
+        readable = asyncio.Event()
+        blocking = os.get_blocking(left.fileno())
+        loop.add_reader(left.fileno(), readable.set)
+        right.send_bytes(b"message")
+        await within(readable.wait())
+        loop.remove_reader(left.fileno())
+        assert os.get_blocking(left.fileno()) == blocking
+        assert left.recv_bytes() == b"message"
+        left.close()
+        right.close()
+
+    run(main())
+
+
+def test_descriptors_of_the_loop_are_not_inherited(run):
+    async def main() -> Any:
+        with socket.socket() as sock:
+            sock.setblocking(False)
+            program = "import os; print(sorted(int(fd) for fd in os.listdir('/dev/fd')))"
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-Sc", program, stdout=subprocess.PIPE, close_fds=False
+            )
+            output, _ = await within(process.communicate())
+            # 0-2, the one listdir uses, and what pytest itself left inheritable
+            return [fd for fd in eval(output) if fd > 3]
+
+    inherited = run(main())
+    assert all(fd_is_inheritable(fd) for fd in inherited), inherited
+
+
+def fd_is_inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
