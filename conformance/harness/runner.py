@@ -97,14 +97,16 @@ def _refuse_unloadable(run: RunResult) -> None:
     marks = ("::<loading>", "::setUpModule", "unittest.loader._FailedTest.")
     bad = {name: test for name, test in run.tests.items() if any(mark in name for mark in marks)}
     if bad:
-        details = "\n".join(f"{name}: {test.detail[-2000:]}" for name, test in bad.items())
-        raise ConformanceError(f"{run.suite} {run.version} cannot be loaded on asyncio:\n{details}")
+        details = "\n".join(f"{name}: {test.detail[-2000:]}" for name, test in list(bad.items())[:3])
+        raise ConformanceError(
+            f"{run.suite} {run.version} cannot be loaded on asyncio, {len(bad)} modules:\n{details}"
+        )
 
 
 def look_again(
     suite: Suite, interpreter: Interpreter, loop: Loop, settings: Settings, run: RunResult, names: list[str]
 ) -> list[tuple[str, str, results.CaseResult]]:
-    """Run the named tests once more, away from the other tests of their modules: name, module and new result."""
+    """Run the named tests once more, without the rest of their modules: name, module and new result."""
     start = suite.start(interpreter, loop)
     found = []
     for module, result in run.modules.items():
