@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import harness
 import pytest
@@ -26,7 +26,7 @@ TIMEOUT_S = 60
 
 
 class NoParams:
-    params: dict[str, Any] = {}
+    params: ClassVar[dict[str, Any]] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,11 +46,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     params = []
     for name in LOOPS:
         marks: list[Any] = []
-        if name == "asyncio":
-            if only is not None:
-                if LOOPS != ["asyncio"]:
-                    continue
-                marks.append(pytest.mark.skip(reason=f"the control is excused: {only.args[0]}"))
+        if name == "asyncio" and only is not None:
+            if LOOPS != ["asyncio"]:
+                continue
+            marks.append(pytest.mark.skip(reason=f"the control is excused: {only.args[0]}"))
         params.append(pytest.param(name, marks=marks, id=name.replace(":", ".")))
     metafunc.parametrize("loop_factory", params, indirect=True)
 

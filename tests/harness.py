@@ -440,7 +440,8 @@ def pattern(size: int, seed: int = 1) -> bytes:
     """Bytes in which no loss, repetition or swap of chunks goes unseen."""
     words = (size + 7) // 8
     return b"".join(
-        ((index * 0x9E3779B97F4A7C15 + seed) & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little") for index in range(words)
+        ((index * 0x9E3779B97F4A7C15 + seed) & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little")
+        for index in range(words)
     )[:size]
 
 

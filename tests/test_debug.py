@@ -39,7 +39,11 @@ def test_the_interpreters_switches_are_honoured(loop_name, switch):
     if not arguments:
         environment[switch] = "1"
     output = subprocess.run(
-        [sys.executable, "-Wignore", *arguments, "-c", program], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-Wignore", *arguments, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert output.stdout == "True\n"
 
@@ -90,7 +94,11 @@ def test_handles_tell_where_they_were_made(loop):
     def callback() -> None: ...
 
     loop.set_debug(True)
-    for handle in (loop.call_soon(callback), loop.call_later(5, callback), loop.call_soon_threadsafe(callback)):
+    for handle in (
+        loop.call_soon(callback),
+        loop.call_later(5, callback),
+        loop.call_soon_threadsafe(callback),
+    ):
         assert "created at" in repr(handle)
         assert "test_debug.py" in repr(handle)
         handle.cancel()

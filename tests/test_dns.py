@@ -27,7 +27,19 @@ async def awaited(*args: Any, **kwargs: Any) -> Any:
         return type(exc), getattr(exc, "errno", None)
 
 
-HOSTS = [None, "", "localhost", b"localhost", "127.0.0.1", b"127.0.0.1", "::1", "0.0.0.0", "::", "127.1", "fe80::1%lo"]
+HOSTS = [
+    None,
+    "",
+    "localhost",
+    b"localhost",
+    "127.0.0.1",
+    b"127.0.0.1",
+    "::1",
+    "0.0.0.0",
+    "::",
+    "127.1",
+    "fe80::1%lo",
+]
 PORTS: list[Any] = [None, 0, 80, "80", b"80", "http", b"http", ""]
 FAMILIES = [socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6]
 TYPES = [0, socket.SOCK_STREAM, socket.SOCK_DGRAM]
@@ -82,7 +94,9 @@ def test_getnameinfo(run):
         loop = asyncio.get_running_loop()
         flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         assert await within(loop.getnameinfo(("127.0.0.1", 80), flags)) == ("127.0.0.1", "80")
-        assert await within(loop.getnameinfo(("::1", 80, 0, 0), flags)) == socket.getnameinfo(("::1", 80, 0, 0), flags)
+        assert await within(loop.getnameinfo(("::1", 80, 0, 0), flags)) == socket.getnameinfo(
+            ("::1", 80, 0, 0), flags
+        )
         assert await within(loop.getnameinfo(("127.0.0.1", 80))) == socket.getnameinfo(("127.0.0.1", 80), 0)
         with pytest.raises((socket.gaierror, TypeError, OSError)):
             await within(loop.getnameinfo(("no address", 80), flags))
@@ -93,7 +107,9 @@ def test_getnameinfo(run):
 def test_many_at_once(run):
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        results = await within(asyncio.gather(*(loop.getaddrinfo("localhost", port) for port in range(1, 101))))
+        results = await within(
+            asyncio.gather(*(loop.getaddrinfo("localhost", port) for port in range(1, 101)))
+        )
         for port, result in enumerate(results, 1):
             assert {entry[4][1] for entry in result} == {port}
 

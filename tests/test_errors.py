@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from harness import DatagramLog, Log, Report, connected, tcp_sockets, turns, until, within
 
-
-# --- a closed loop ------------------------------------------------------------------------------------------
+# --- a closed loop ----
 
 
 async def nothing() -> None: ...
@@ -33,7 +32,7 @@ async def nothing() -> None: ...
         lambda loop: loop.run_in_executor(None, print),
         lambda loop: loop.add_signal_handler(signal.SIGUSR1, print),
     ],
-    ids="run_forever call_soon call_later call_at threadsafe add_reader add_writer executor signal".split(),
+    ids=["run", "soon", "later", "at", "threadsafe", "reader", "writer", "executor", "signal"],
 )
 def test_a_closed_loop_refuses(loop, call):
     loop.close()
@@ -82,7 +81,7 @@ def test_transports_of_a_closed_loop_can_be_asked_and_closed(loop_factory):
     right.close()
 
 
-# --- wrong types --------------------------------------------------------------------------------------------
+# --- wrong types ----
 
 
 @pytest.mark.parametrize("method", ["call_soon", "call_soon_threadsafe", "call_later", "call_at"])
@@ -127,7 +126,7 @@ def test_create_task_of_something_else(loop):
             loop.create_task(wrong)
 
 
-# --- exceptions in callbacks --------------------------------------------------------------------------------
+# --- exceptions in callbacks ----
 
 
 def test_an_exception_handler_that_raises_is_logged(loop, caplog):
@@ -353,11 +352,14 @@ TRIGGERS = {
     "signal handler": with_signal,
 }
 
+
 def asyncio_leaks(name: str) -> Any:
     """asyncio loses the accepted socket when the factory raises."""
     marks = []
     if name == "protocol factory":
-        marks.append(pytest.mark.asyncio_bug("leaves the accepted socket to the garbage collector", run=False))
+        marks.append(
+            pytest.mark.asyncio_bug("leaves the accepted socket to the garbage collector", run=False)
+        )
     return pytest.param(name, marks=marks)
 
 
@@ -475,7 +477,11 @@ def test_generator_exit_and_cancelled_error_in_callbacks_are_reported(loop):
         loop.call_soon(broken, exc)
     loop.call_soon(loop.stop)
     loop.run_forever()
-    assert [type(report["exception"]) for report in reports] == [GeneratorExit, asyncio.CancelledError, BaseException]
+    assert [type(report["exception"]) for report in reports] == [
+        GeneratorExit,
+        asyncio.CancelledError,
+        BaseException,
+    ]
 
 
 def test_one_broken_connection_leaves_the_others_alone(run):

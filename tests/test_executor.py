@@ -43,7 +43,9 @@ def test_an_executor_of_the_user(run):
         with ThreadPoolExecutor(1, thread_name_prefix="mine") as pool:
             name = await within(loop.run_in_executor(pool, lambda: threading.current_thread().name))
             assert name.startswith("mine")
-            results = await within(asyncio.gather(*(loop.run_in_executor(pool, pow, 2, n) for n in range(50))))
+            results = await within(
+                asyncio.gather(*(loop.run_in_executor(pool, pow, 2, n) for n in range(50)))
+            )
             assert results == [2**n for n in range(50)]
 
     run(main())
@@ -54,7 +56,9 @@ def test_the_default_executor_can_be_set(run):
         loop = asyncio.get_running_loop()
         pool = ThreadPoolExecutor(1, thread_name_prefix="default")
         loop.set_default_executor(pool)
-        assert (await within(loop.run_in_executor(None, lambda: threading.current_thread().name))).startswith("default")
+        assert (await within(loop.run_in_executor(None, lambda: threading.current_thread().name))).startswith(
+            "default"
+        )
         if sys.version_info >= (3, 11):
             with pytest.raises(TypeError):
                 loop.set_default_executor("no pool")
@@ -69,7 +73,7 @@ def test_shutdown(run):
         loop.run_in_executor(None, lambda: (time.sleep(0.02), ran.append(1)))
         await within(loop.shutdown_default_executor())
         assert ran == [1]
-        with pytest.raises(RuntimeError, match="shutdown|shut down"):
+        with pytest.raises(RuntimeError, match=r"shutdown|shut down"):
             loop.run_in_executor(None, lambda: None)
         await within(loop.shutdown_default_executor())
 

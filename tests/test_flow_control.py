@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
@@ -63,7 +62,9 @@ def test_pause_at_high_water_resume_at_low_water(run, kind, tls):
     run(main())
 
 
-@pytest.mark.asyncio_bug("TLS waits for a buffer below zero", kinds=("tls",), when=sys.version_info >= (3, 11), run=False)
+@pytest.mark.asyncio_bug(
+    "TLS waits for a buffer below zero", kinds=("tls",), when=sys.version_info >= (3, 11), run=False
+)
 def test_limits_of_zero(run, kind, tls):
     async def main() -> None:
         async with connected(kind, tls=tls, small_buffers=True) as pair:

@@ -21,9 +21,8 @@ pytestmark = [
 
 def child(loop_name: str, body: str, *, count: int = 1) -> str:
     """Run a program of its own: it forks, and what both halves print is the result."""
-    program = (
-        textwrap.dedent(
-            f"""
+    program = textwrap.dedent(
+        f"""
             import asyncio, importlib, os, signal, socket, sys, threading, warnings
             warnings.simplefilter("ignore")
             module, _, attribute = {loop_name!r}.partition(":")
@@ -34,11 +33,13 @@ def child(loop_name: str, body: str, *, count: int = 1) -> str:
                 say("child's exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
             signal.alarm(20)
             """
-        )
-        + textwrap.dedent(body)
-    )
+    ) + textwrap.dedent(body)
     done = subprocess.run(
-        [sys.executable, "-Wignore", "-c", program], env=child_env(), capture_output=True, text=True, timeout=30
+        [sys.executable, "-Wignore", "-c", program],
+        env=child_env(),
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

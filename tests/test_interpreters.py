@@ -11,23 +11,21 @@ from harness import child_env
 
 
 def program(loop_name: str, body: str, *, timeout: float = 40) -> subprocess.CompletedProcess[str]:
-    text = (
-        textwrap.dedent(
-            f"""
+    text = textwrap.dedent(
+        f"""
             import asyncio, importlib, sys, threading
             module, _, attribute = {loop_name!r}.partition(":")
             def factory():
                 return getattr(importlib.import_module(module), attribute)()
             """
-        )
-        + textwrap.dedent(body)
-    )
+    ) + textwrap.dedent(body)
     return subprocess.run(
         [sys.executable, "-Wignore", "-Xfaulthandler", "-c", text],
         env=child_env(),
         capture_output=True,
         text=True,
         timeout=timeout,
+        check=False,
     )
 
 
@@ -72,7 +70,9 @@ os.write(1, b"interpreter done\\\\n")
 """
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio's C module refuses subinterpreters before 3.12")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="asyncio's C module refuses subinterpreters before 3.12"
+)
 def test_a_loop_in_a_subinterpreter(loop_name):
     done = program(
         loop_name,
@@ -92,7 +92,9 @@ print("main done")
     assert done.stdout == "interpreter done\n" * 3 + "main done\n"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio's C module refuses subinterpreters before 3.12")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="asyncio's C module refuses subinterpreters before 3.12"
+)
 def test_both_interpreters_have_loops_and_one_spawns(loop_name):
     done = program(
         loop_name,

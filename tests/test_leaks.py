@@ -13,7 +13,21 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from harness import Echo, LoopFactory, Log, connected, open_fds, rss_bytes, run as run_on, settled_fds, tcp_sockets, turns, within
+from harness import (
+    Echo,
+    Log,
+    LoopFactory,
+    connected,
+    open_fds,
+    rss_bytes,
+    settled_fds,
+    tcp_sockets,
+    turns,
+    within,
+)
+from harness import (
+    run as run_on,
+)
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
 
@@ -44,7 +58,7 @@ async def work(tls: Any) -> None:
     writer.close()
     await writer.wait_closed()
     server.close()
-    transport, log = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0))
+    transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0))
     transport.sendto(b"x", transport.get_extra_info("sockname"))
     transport.close()
     task = loop.create_task(asyncio.sleep(3600))
@@ -160,7 +174,7 @@ async def datagrams(count: int) -> None:
         def datagram_received(self, data: bytes, addr: Any) -> None:
             self.seen += 1
 
-    transport, protocol = await loop.create_datagram_endpoint(Counting, local_addr=("127.0.0.1", 0))
+    transport, _ = await loop.create_datagram_endpoint(Counting, local_addr=("127.0.0.1", 0))
     here = transport.get_extra_info("sockname")
     for _ in range(count // 10):
         for _ in range(10):

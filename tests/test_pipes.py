@@ -222,7 +222,7 @@ def test_a_fifo(run, tmp_path):
 
     async def main() -> None:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        reader, log = await read_end(os.fdopen(fd, "rb", 0))
+        _, log = await read_end(os.fdopen(fd, "rb", 0))
         writer = os.open(path, os.O_WRONLY)
         os.write(writer, b"x")
         assert await log.got(1) == b"x"
@@ -235,7 +235,7 @@ def test_a_fifo(run, tmp_path):
 def test_a_socket_as_a_pipe(run):
     async def main() -> None:
         left, right = socket.socketpair()
-        reader, reader_log = await read_end(left)
+        _, reader_log = await read_end(left)
         writer, writer_log = await write_end(right)
         writer.write(b"through a socket")
         assert await reader_log.got(16) == b"through a socket"
@@ -338,7 +338,7 @@ def test_close_flushes(run, pipe):
         writer, writer_log = await write_end(pipe[1])
         writer.write(data)
         writer.close()
-        reader, reader_log = await read_end(pipe[0])
+        _, reader_log = await read_end(pipe[0])
         await within(reader_log.lost)
         await within(writer_log.lost)
         # asyncio's close() of a write pipe with a full buffer is write_eof(): all of it arrives

@@ -262,7 +262,7 @@ def test_a_future_belongs_to_the_loop_that_made_it(loop):
     assert isinstance(future, asyncio.Future)
 
 
-# --- contexts ---------------------------------------------------------------------------------------------------
+# --- contexts ----
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -317,7 +317,10 @@ def test_a_context_that_is_already_entered_is_logged_or_reported(loop, caplog):
     context.run(scenario)
     assert ran == ["after"]
     # since 3.12 the handler would run in that same context, so the default handler logs instead
-    assert len(reports) + len([record for record in caplog.records if "cannot enter context" in record.exc_text]) == 1
+    assert (
+        len(reports) + len([record for record in caplog.records if "cannot enter context" in record.exc_text])
+        == 1
+    )
 
 
 def test_contexts_of_tasks_are_separate(run):
@@ -334,7 +337,7 @@ def test_contexts_of_tasks_are_separate(run):
     run(main())
 
 
-# --- tasks ------------------------------------------------------------------------------------------------------
+# --- tasks ----
 
 
 def test_create_task_with_a_name(run):
@@ -402,7 +405,12 @@ def test_tasks_take_turns(run):
 def test_cancelling_a_task_that_waits_for_each_kind_of_thing(run):
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        for waiting in (asyncio.sleep(3600), loop.create_future(), asyncio.Event().wait(), asyncio.Queue().get()):
+        for waiting in (
+            asyncio.sleep(3600),
+            loop.create_future(),
+            asyncio.Event().wait(),
+            asyncio.Queue().get(),
+        ):
             task = asyncio.ensure_future(waiting)
             await asyncio.sleep(0)
             task.cancel()
@@ -449,7 +457,7 @@ def test_eager_tasks_start_at_once(run):
     run(main())
 
 
-# --- fairness ---------------------------------------------------------------------------------------------------
+# --- fairness ----
 
 
 def test_io_is_seen_while_the_ready_queue_is_never_empty(loop):
@@ -506,7 +514,7 @@ def test_call_soon_from_another_turn_comes_after_due_timers_of_an_earlier_turn(l
     assert order == ["early", "late"]
 
 
-# --- asynchronous generators ------------------------------------------------------------------------------------
+# --- asynchronous generators ----
 
 
 def test_shutdown_asyncgens_closes_what_was_left_suspended(loop):
@@ -576,7 +584,7 @@ def test_an_asyncgen_started_after_shutdown_warns(loop):
     loop.run_until_complete(main())
 
 
-# --- the whole life ---------------------------------------------------------------------------------------------
+# --- the whole life ----
 
 
 def test_a_loop_that_is_never_run_can_be_closed(loop_factory: LoopFactory):

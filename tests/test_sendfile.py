@@ -39,7 +39,13 @@ async def receive(sock: socket.socket, size: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("offset", "count", "expected"),
-    [(0, None, DATA), (1000, None, DATA[1000:]), (1000, 5000, DATA[1000:6000]), (0, 2 * SIZE, DATA), (SIZE, 1, b"")],
+    [
+        (0, None, DATA),
+        (1000, None, DATA[1000:]),
+        (1000, 5000, DATA[1000:6000]),
+        (0, 2 * SIZE, DATA),
+        (SIZE, 1, b""),
+    ],
     ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
@@ -79,7 +85,9 @@ def test_fallback_of_a_file_without_descriptor(run):
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with connected("tcp") as pair:
-            assert await within(loop.sendfile(pair.client_transport, io.BytesIO(DATA), 10, 100_000)) == 100_000
+            assert (
+                await within(loop.sendfile(pair.client_transport, io.BytesIO(DATA), 10, 100_000)) == 100_000
+            )
             assert await pair.server.got(100_000) == DATA[10:100_010]
         left, right = tcp_sockets()
         receiving = asyncio.ensure_future(receive(right, SIZE))

@@ -200,7 +200,10 @@ def test_several_addresses(run):
         loop = asyncio.get_running_loop()
         port = closed_port()
         server = await loop.create_server(Echo, ["127.0.0.1", "127.0.0.2"], port)
-        assert sorted(sock.getsockname() for sock in server.sockets) == [("127.0.0.1", port), ("127.0.0.2", port)]
+        assert sorted(sock.getsockname() for sock in server.sockets) == [
+            ("127.0.0.1", port),
+            ("127.0.0.2", port),
+        ]
         for host in ("127.0.0.1", "127.0.0.2"):
             transport, log = await loop.create_connection(Log, host, port)
             transport.write(b"x")

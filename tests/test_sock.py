@@ -299,7 +299,10 @@ def test_datagrams(run):
 def test_sendto_waits_for_room(run, unix_path):
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        left, right = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        left, right = (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+        )
         right.bind(unix_path)
         for sock in (left, right):
             sock.setblocking(False)
@@ -369,7 +372,11 @@ def test_tls_sockets_are_refused(run, tls):
             socket.socket(), server_hostname="localhost", do_handshake_on_connect=False
         ) as sock:
             sock.setblocking(False)
-            calls: list[Any] = [loop.sock_recv(sock, 1), loop.sock_sendall(sock, b"x"), loop.sock_accept(sock)]
+            calls: list[Any] = [
+                loop.sock_recv(sock, 1),
+                loop.sock_sendall(sock, b"x"),
+                loop.sock_accept(sock),
+            ]
             for call in calls:
                 with pytest.raises(TypeError, match="SSLSocket"):
                     await call

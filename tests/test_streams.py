@@ -16,7 +16,9 @@ Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def streams(kind: str = "tcp", tls: Tls | None = None, limit: int = 65536) -> AsyncIterator[tuple[Ends, Ends]]:
+async def streams(
+    kind: str = "tcp", tls: Tls | None = None, limit: int = 65536
+) -> AsyncIterator[tuple[Ends, Ends]]:
     """Both ends of a connection as streams."""
     accepted: asyncio.Future[Ends] = asyncio.get_running_loop().create_future()
     over = asyncio.Event()
@@ -26,7 +28,9 @@ async def streams(kind: str = "tcp", tls: Tls | None = None, limit: int = 65536)
         await over.wait()
 
     server_tls: dict[str, Any] = {"ssl": tls.server} if kind == "tls" and tls else {}
-    client_tls: dict[str, Any] = {"ssl": tls.client, "server_hostname": "localhost"} if kind == "tls" and tls else {}
+    client_tls: dict[str, Any] = (
+        {"ssl": tls.client, "server_hostname": "localhost"} if kind == "tls" and tls else {}
+    )
     server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=limit, **server_tls)
     client = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=limit, **client_tls)
     other = await within(accepted)
@@ -348,7 +352,9 @@ def test_subclasses_and_patched_instances_are_honoured(run, what):
         if what == "patched":
             original = reader.feed_data
             reader.feed_data = lambda data: original(bytes(data).upper())  # type: ignore[method-assign]
-        protocol = (CountingProtocol if what == "protocol" else asyncio.StreamReaderProtocol)(reader, loop=loop)
+        protocol = (CountingProtocol if what == "protocol" else asyncio.StreamReaderProtocol)(
+            reader, loop=loop
+        )
         transport, _ = await loop.create_connection(lambda: protocol, sock=left)
         right.send(b"quiet\n")
         line = await within(reader.readline())

@@ -399,7 +399,9 @@ def test_a_protocol_without_streams(run):
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        transport, log = await loop.subprocess_exec(Plain, SHELL, "-c", "exit", stdin=None, stdout=None, stderr=None)
+        transport, log = await loop.subprocess_exec(
+            Plain, SHELL, "-c", "exit", stdin=None, stdout=None, stderr=None
+        )
         assert await within(log.lost) is None
         assert log.events == ["made", "exited", "lost"]
         transport.close()

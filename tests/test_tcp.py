@@ -34,7 +34,7 @@ from harness import (
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback")
 
 
-# --- the ordinary life ------------------------------------------------------------------------------------------
+# --- the ordinary life ----
 
 
 @old_tls
@@ -159,7 +159,9 @@ def test_writing_something_else_is_a_type_error(run, kind, tls, wrong):
 def test_writelines_takes_any_iterable_of_buffers(run, kind, tls):
     async def main() -> None:
         async with connected(kind, tls=tls) as pair:
-            pair.client_transport.writelines(part for part in (b"generator ", bytearray(b"of "), memoryview(b"parts ")))
+            pair.client_transport.writelines(
+                part for part in (b"generator ", bytearray(b"of "), memoryview(b"parts "))
+            )
             pair.client_transport.writelines((b"tuple ",))
             pair.client_transport.writelines([b"list"])
             expected = b"generator of parts tuple list"
@@ -264,7 +266,7 @@ def test_writes_to_a_lost_connection_warn_from_the_fifth_on(run, kind, caplog):
     run(main())
 
 
-# --- half-closing -----------------------------------------------------------------------------------------------
+# --- half-closing ----
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
@@ -360,7 +362,7 @@ def test_both_sides_half_close(run, kind):
     run(main())
 
 
-# --- failures of the peer ---------------------------------------------------------------------------------------
+# --- failures of the peer ----
 
 
 def test_reset_by_peer(run):
@@ -422,7 +424,7 @@ def test_routine_peer_errors_are_not_reported_to_the_exception_handler(run):
     run(main())
 
 
-# --- pausing ----------------------------------------------------------------------------------------------------
+# --- pausing ----
 
 
 def test_pause_and_resume_reading(run, kind, tls):
@@ -507,7 +509,7 @@ def test_pausing_from_connection_made(run, kind, tls):
     run(main())
 
 
-# --- exceptions of the protocol ---------------------------------------------------------------------------------
+# --- exceptions of the protocol ----
 
 
 def test_data_received_that_raises_ends_the_connection_with_that_exception(run, kind, tls):
@@ -584,7 +586,7 @@ def test_connection_lost_that_raises_is_reported_and_the_socket_closed(run):
     assert [str(report["exception"]) for report in reports] == ["mine"]
 
 
-# --- protocols change -------------------------------------------------------------------------------------------
+# --- protocols change ----
 
 
 @old_tls_hangs
@@ -671,7 +673,7 @@ def test_close_and_abort_from_data_received(run, kind, tls):
     run(main())
 
 
-# --- what a transport tells -------------------------------------------------------------------------------------
+# --- what a transport tells ----
 
 
 def test_extra_info(run):
@@ -760,7 +762,7 @@ def test_a_transport_without_references_stays_connected(run):
     run(main())
 
 
-# --- create_connection ------------------------------------------------------------------------------------------
+# --- create_connection ----
 
 
 def test_refused(run):
@@ -816,7 +818,9 @@ def test_local_address(run):
     run(main())
 
 
-@pytest.mark.parametrize("options", [{"happy_eyeballs_delay": 0.05}, {"happy_eyeballs_delay": 0.05, "interleave": 2}])
+@pytest.mark.parametrize(
+    "options", [{"happy_eyeballs_delay": 0.05}, {"happy_eyeballs_delay": 0.05, "interleave": 2}]
+)
 def test_happy_eyeballs(run, options):
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -845,7 +849,8 @@ def test_happy_eyeballs_does_not_wait_for_a_silent_address(run):
 
             async def resolve(*_args: Any, **_kwargs: Any) -> list[Any]:
                 return [
-                    (socket.AF_INET, socket.SOCK_STREAM, 6, "", each.getsockname()) for each in (silent, answering)
+                    (socket.AF_INET, socket.SOCK_STREAM, 6, "", each.getsockname())
+                    for each in (silent, answering)
                 ]
 
             loop.getaddrinfo = resolve  # the documented place for another resolver
@@ -867,7 +872,9 @@ def test_all_errors(run):
         loop = asyncio.get_running_loop()
 
         async def resolve(*_args: Any, **_kwargs: Any) -> list[Any]:
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", closed_port())) for _ in range(3)]
+            return [
+                (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", closed_port())) for _ in range(3)
+            ]
 
         loop.getaddrinfo = resolve
         with pytest.raises(ExceptionGroup) as caught:  # noqa: F821

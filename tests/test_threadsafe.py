@@ -146,7 +146,8 @@ def test_run_coroutine_threadsafe(run):
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(4) as pool:
             answers = await asyncio.gather(
-                *(loop.run_in_executor(pool, ask, loop, number) for number in range(8)), return_exceptions=True
+                *(loop.run_in_executor(pool, ask, loop, number) for number in range(8)),
+                return_exceptions=True,
             )
         assert isinstance(answers.pop(3), LookupError)
         assert answers == [0, 1, 2, 4, 5, 6, 7]
@@ -223,7 +224,7 @@ def test_debug_mode_refuses_other_calls_from_foreign_threads(run, schedule):
         delay = {"call_later": (1.0,), "call_at": (loop.time() + 1,)}.get(schedule, ())
 
         def call() -> None:
-            with pytest.raises(RuntimeError, match="[Nn]on-thread-safe"):
+            with pytest.raises(RuntimeError, match=r"[Nn]on-thread-safe"):
                 getattr(loop, schedule)(*delay, lambda: None)
 
         await loop.run_in_executor(None, call)

@@ -126,7 +126,9 @@ def test_an_unknown_authority_is_refused(run, tls):
         for _ in range(3):
             with pytest.raises(ssl.SSLCertVerificationError):
                 await within(
-                    loop.create_connection(Log, *address, ssl=ssl.create_default_context(), server_hostname="localhost")
+                    loop.create_connection(
+                        Log, *address, ssl=ssl.create_default_context(), server_hostname="localhost"
+                    )
                 )
         with pytest.raises(ssl.SSLCertVerificationError):
             await within(loop.create_connection(Log, *address, ssl=tls.client, server_hostname="wrong.name"))
@@ -150,7 +152,9 @@ def test_the_host_name_is_taken_from_the_address(run, tls):
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Echo, "127.0.0.1", 0, ssl=tls.server)
         port = server.sockets[0].getsockname()[1]
-        transport, log = await within(loop.create_connection(Log, "localhost", port, ssl=tls.client, family=socket.AF_INET))
+        transport, log = await within(
+            loop.create_connection(Log, "localhost", port, ssl=tls.client, family=socket.AF_INET)
+        )
         assert transport.get_extra_info("ssl_object").server_hostname == "localhost"
         transport.write(b"x")
         assert await log.got(1) == b"x"
@@ -253,7 +257,7 @@ def test_a_cancelled_handshake_leaves_nothing(run, tls):
     run(main())
 
 
-# --- shutdown -----------------------------------------------------------------------------------------------
+# --- shutdown ----
 
 
 @old_tls
@@ -294,7 +298,7 @@ def test_the_peer_says_goodbye(run, tls):
                 secure.unwrap().close()
 
         peer = Peer(right, script)
-        transport, log = await within(
+        _, log = await within(
             loop.create_connection(Log, sock=left, ssl=tls.client, server_hostname="localhost")
         )
         assert await log.got(10) == b"last words"
@@ -318,7 +322,7 @@ def test_a_peer_that_ends_without_goodbye(run, tls):
                 secure.sendall(b"rude")
 
         peer = Peer(right, script)
-        transport, log = await within(
+        _, log = await within(
             loop.create_connection(Log, sock=left, ssl=tls.client, server_hostname="localhost")
         )
         assert await log.got(4) == b"rude"
@@ -479,7 +483,9 @@ def test_many_connections(run, tls):
         address = server.sockets[0].getsockname()
 
         async def one(number: int) -> None:
-            transport, log = await loop.create_connection(Log, *address, ssl=tls.client, server_hostname="localhost")
+            transport, log = await loop.create_connection(
+                Log, *address, ssl=tls.client, server_hostname="localhost"
+            )
             data = pattern(20_000, seed=number)
             transport.write(data)
             assert await log.got(len(data)) == data

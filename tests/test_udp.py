@@ -253,7 +253,9 @@ def test_a_send_error_comes_to_error_received(run):
     run(main())
 
 
-@pytest.mark.parametrize("address", [("127.0.0.1", 70000), ("127.0.0.1", -1), ("127.0.0.1",), "127.0.0.1", 5], ids=str)
+@pytest.mark.parametrize(
+    "address", [("127.0.0.1", 70000), ("127.0.0.1", -1), ("127.0.0.1",), "127.0.0.1", 5], ids=str
+)
 def test_a_wrong_address_never_reaches_another(run, address):
     reports: list[Report] = []
 
@@ -332,7 +334,10 @@ def test_after_close_sends_are_dropped_and_connection_lost_comes_once(run, caplo
 
 def slow_pair(path: str) -> tuple[socket.socket, socket.socket]:
     """Connected Unix datagram sockets: the sender is held up as soon as the receiver's queue is full."""
-    left, right = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    left, right = (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+    )
     right.bind(path)
     left.connect(path)
     for sock in (left, right):
@@ -444,7 +449,9 @@ def test_argument_errors(run):
     run(main())
 
 
-@pytest.mark.parametrize("method", ["datagram_received", "error_received", "connection_made", "connection_lost"])
+@pytest.mark.parametrize(
+    "method", ["datagram_received", "error_received", "connection_made", "connection_lost"]
+)
 def test_exceptions_of_the_protocol(run, method):
     reports: list[Report] = []
 
