@@ -16,13 +16,13 @@ from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _engine, _pipes, _subprocess, _tls
+from . import _engine, _pipes, _sockets, _subprocess, _tls
 
 if TYPE_CHECKING:
     import ssl
 
 
-class Loop(_engine.Loop, asyncio.SelectorEventLoop):
+class Loop(_sockets.SocketMethods, _engine.Loop, asyncio.SelectorEventLoop):
     """An asyncio event loop on zloop's engine: a complete `asyncio.AbstractEventLoop`.
 
     *selector* is accepted for the sake of programs that pass one to `asyncio.SelectorEventLoop`; it
@@ -216,9 +216,7 @@ class Loop(_engine.Loop, asyncio.SelectorEventLoop):
         except OSError:
             conn.close()
             return
-        self.create_task(
-            self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given)
-        )
+        self.create_task(self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given))
 
     def _connection_failed(self, exc: BaseException) -> None:
         self.call_exception_handler(

@@ -3,6 +3,7 @@
 //! No file here knows of an interpreter. The CPython adapter (`src/cpython`) builds on these names.
 
 pub const clock = @import("clock.zig");
+pub const datagram = @import("datagram.zig");
 pub const sys = @import("sys.zig");
 pub const reactor = @import("reactor.zig");
 
@@ -19,6 +20,7 @@ pub const WriteQueue = @import("write_queue.zig").WriteQueue;
 // with the folder.
 test {
     _ = @import("clock.zig");
+    _ = @import("datagram.zig");
     _ = @import("fifo.zig");
     _ = @import("inbox.zig");
     _ = @import("loop.zig");

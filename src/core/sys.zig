@@ -23,8 +23,10 @@ const send_flags: u32 = c.MSG.NOSIGNAL;
 pub const iovec_count_max = 1024;
 
 pub const Iovec = extern struct { base: [*]const u8, len: usize };
+pub const MutableIovec = extern struct { base: [*]u8, len: usize };
 
-inline fn outcome(rc: isize) ?Outcome {
+/// Null for a call to repeat.
+pub inline fn outcome(rc: isize) ?Outcome {
     if (rc >= 0) return .{ .done = @intCast(rc) };
     const errno: Errno = @fromBackingInt(@intCast(c._errno().*));
     return switch (errno) {
@@ -40,6 +42,43 @@ pub fn recv(fd: fd_t, buffer: []u8) Outcome {
 
 pub fn send(fd: fd_t, bytes: []const u8) Outcome {
     while (true) if (outcome(c.send(fd, bytes.ptr, bytes.len, send_flags))) |result| return result;
+}
+
+/// As `recv` and `send` for a descriptor whose blocking mode is the program's own.
+pub fn recvNow(fd: fd_t, buffer: []u8) Outcome {
+    while (true) if (outcome(c.recv(fd, buffer.ptr, buffer.len, c.MSG.DONTWAIT))) |result| return result;
+}
+
+pub fn sendNow(fd: fd_t, bytes: []const u8) Outcome {
+    while (true) if (outcome(c.send(fd, bytes.ptr, bytes.len, send_flags | c.MSG.DONTWAIT))) |result| return result;
+}
+
+/// Begins to connect; `would_block` means that the end of it shows as room to write. An interrupted
+/// call goes on in the background. A Unix listener whose queue is full fails with AGAIN.
+pub fn connect(fd: fd_t, address: *const Address) Outcome {
+    if (c.connect(fd, @ptrCast(&address.storage), address.len) == 0) return .{ .done = 0 };
+    const errno: Errno = @fromBackingInt(@intCast(c._errno().*));
+    return switch (errno) {
+        .INPROGRESS, .ALREADY, .INTR => .would_block,
+        else => .{ .failed = errno },
+    };
+}
+
+/// The error that waits on a socket, which this takes away.
+pub fn socketError(fd: fd_t) Errno {
+    var code: c_int = 0;
+    var len: c.socklen_t = @sizeOf(c_int);
+    if (c.getsockopt(fd, c.SOL.SOCKET, c.SO.ERROR, &code, &len) != 0) code = c._errno().*;
+    return @fromBackingInt(@intCast(code));
+}
+
+/// Linux's form of the call. Leaves the file's own position alone.
+pub fn sendfile(fd: fd_t, file: fd_t, offset: i64, size: usize) Outcome {
+    if (comptime builtin.os.tag != .linux) return .{ .failed = .NOSYS };
+    while (true) {
+        var position = offset;
+        if (outcome(c.sendfile64(fd, file, &position, size))) |result| return result;
+    }
 }
 
 pub fn sendv(fd: fd_t, pieces: []const Iovec) Outcome {

@@ -133,6 +133,9 @@ pub const Py_tp_repr = 66;
 pub const Py_tp_traverse = 71;
 pub const Py_tp_clear = 51;
 pub const Py_tp_finalize = 80;
+pub const Py_tp_iter = 62;
+pub const Py_tp_iternext = 63;
+pub const Py_am_await = 77;
 
 pub const Py_mod_exec = 2;
 pub const Py_mod_multiple_interpreters = 3;
@@ -144,15 +147,18 @@ pub const Py_MOD_GIL_NOT_USED: *const anyopaque = @ptrFromInt(1);
 pub const T_PYSSIZET = 19;
 pub const READONLY = 1;
 
+pub const Py_EQ = 2;
+
 pub const PyBUF_SIMPLE = 0;
 pub const PyBUF_WRITABLE = 1;
 
 pub extern var PyBytes_Type: PyTypeObject;
 pub extern var PyByteArray_Type: PyTypeObject;
 pub extern var PyMemoryView_Type: PyTypeObject;
-pub extern var PyUnicode_Type: PyTypeObject;
 pub extern var PyTuple_Type: PyTypeObject;
 pub extern var PyBool_Type: PyTypeObject;
+pub extern var PyUnicode_Type: PyTypeObject;
+pub extern var PyLong_Type: PyTypeObject;
 pub extern var _Py_NoneStruct: PyObject;
 pub extern var _Py_TrueStruct: PyObject;
 pub extern var _Py_FalseStruct: PyObject;
@@ -166,8 +172,10 @@ pub extern var PyExc_Exception: *PyObject;
 pub extern var PyExc_MemoryError: *PyObject;
 pub extern var PyExc_ConnectionError: *PyObject;
 pub extern var PyExc_BrokenPipeError: *PyObject;
+pub extern var PyExc_BlockingIOError: *PyObject;
 pub extern var PyExc_BufferError: *PyObject;
 pub extern var PyExc_ImportError: *PyObject;
+pub extern var PyExc_InterruptedError: *PyObject;
 pub extern var PyExc_KeyboardInterrupt: *PyObject;
 pub extern var PyExc_NotImplementedError: *PyObject;
 pub extern var PyExc_OSError: *PyObject;
@@ -175,6 +183,7 @@ pub extern var PyExc_OverflowError: *PyObject;
 pub extern var PyExc_ResourceWarning: *PyObject;
 pub extern var PyExc_RuntimeError: *PyObject;
 pub extern var PyExc_RuntimeWarning: *PyObject;
+pub extern var PyExc_StopIteration: *PyObject;
 pub extern var PyExc_SystemExit: *PyObject;
 pub extern var PyExc_TypeError: *PyObject;
 pub extern var PyExc_ValueError: *PyObject;
@@ -264,6 +273,7 @@ pub extern fn PyUnicode_FromFormat([*:0]const u8, ...) ?*PyObject;
 pub extern fn PyUnicode_InternFromString([*:0]const u8) ?*PyObject;
 pub extern fn PyUnicode_CompareWithASCIIString(*PyObject, [*:0]const u8) c_int;
 pub extern fn PyUnicode_AsUTF8AndSize(*PyObject, *Ssize) ?[*]const u8;
+pub extern fn PyUnicode_EncodeFSDefault(*PyObject) ?*PyObject;
 pub extern fn PyUnicode_DecodeFSDefaultAndSize([*]const u8, Ssize) ?*PyObject;
 
 pub extern fn PyLong_FromLong(c_long) ?*PyObject;

@@ -2,13 +2,14 @@
 //! `add_writer`, and asyncio's code built on them).
 //!
 //! The descriptor stays the program's: its blocking mode is never touched and it is never closed
-//! here. The object exists while at least one of the two handles does, and the armed watch owns it.
+//! here. Each direction has one slot, for a handle or for a SocketWaiter. The object exists while
+//! one of them is taken, and the armed watch owns it.
 
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
-const handle = @import("handle.zig");
 const loop_type = @import("loop_type.zig");
+const sock_wait = @import("sock_wait.zig");
 const Source = @import("source.zig").Source;
 const Work = @import("work.zig").Work;
 
@@ -22,6 +23,9 @@ pub const Fields = struct {
     source: Source,
     reader: ?*Object,
     writer: ?*Object,
+    /// Borrowed. While a waiter's task runs the watch stays armed for it, in case the task waits for
+    /// the same socket again; this is that socket.
+    resting_for: ?*const Object = null,
 
     fn slot(self: *Fields, direction: Direction) *?*Object {
         return switch (direction) {
@@ -50,11 +54,16 @@ fn find(loop: *LoopFields, fd: core.sys.fd_t) ?*Fields {
     return self;
 }
 
-/// Registers `scheduled` (borrowed), cancelling the handle that was there.
+/// Registers a handle or waiter (borrowed), cancelling what was there.
 pub fn add(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, scheduled: *Object) py.Error!void {
     const self = find(loop, fd) orelse try create(loop, fd);
     // One of our own: arming hands a reference to the loop, or takes it away when it fails.
     defer py.decref(self.source.object);
+    if (self.resting_for) |sock| if (!sock_wait.isWaiter(loop, scheduled) or !sock_wait.isFor(scheduled, sock)) {
+        // That socket can have been closed since, and the number can be another's.
+        self.resting_for = null;
+        self.source.disarm(loop, .none);
+    };
     var interest = self.interest();
     switch (direction) {
         .read => interest.read = true,
@@ -62,7 +71,7 @@ pub fn add(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, scheduled
     }
     self.source.arm(loop, interest) catch |err| {
         // As in asyncio, a descriptor that cannot be watched loses both handles.
-        cancelBoth(self);
+        cancelBoth(loop, self);
         return err;
     };
     const before = self.slot(direction).*;
@@ -96,20 +105,55 @@ pub fn evict(loop: *LoopFields, source: *Source) void {
     const object = py.newRef(source.object);
     defer py.decref(object);
     source.disarm(loop, .none);
-    if (ofSource(source)) |self| cancelBoth(self);
+    const self = ofSource(source) orelse return;
+    inline for (.{ &self.reader, &self.writer }) |field| if (field.*) |registered| if (sock_wait.isWaiter(loop, registered)) {
+        field.* = null;
+        sock_wait.lost(registered);
+        py.decref(registered);
+    };
+    cancelBoth(loop, self);
 }
 
-fn cancelBoth(self: *Fields) void {
+fn cancelBoth(loop: *LoopFields, self: *Fields) void {
     inline for (.{ &self.reader, &self.writer }) |field| {
         if (field.*) |registered| {
             field.* = null;
-            cancel(handle.of(registered).loop, registered);
+            cancel(loop, registered);
         }
     }
 }
 
+/// Takes a waiter out of its slot and disarms the watch. It may have been put out before.
+pub fn withdraw(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, waiter: *Object) void {
+    const self = find(loop, fd) orelse return;
+    defer py.decref(self.source.object);
+    if (self.slot(direction).* != waiter) return;
+    self.slot(direction).* = null;
+    defer py.decref(waiter);
+    self.source.disarm(loop, self.interest());
+}
+
+/// As `withdraw`, but leaves the watch armed while the waiter's task runs; `rest` follows.
+pub fn take(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, waiter: *Object, sock: *const Object) ?*Fields {
+    const self = find(loop, fd) orelse return null;
+    if (self.slot(direction).* == waiter) {
+        self.slot(direction).* = null;
+        py.decref(waiter);
+        self.resting_for = sock;
+    }
+    return self;
+}
+
+pub fn rest(loop: *LoopFields, taken: ?*Fields) void {
+    const self = taken orelse return;
+    defer py.decref(self.source.object);
+    self.resting_for = null;
+    if (!loop.closed) self.source.disarm(loop, self.interest());
+}
+
 fn cancel(loop: *LoopFields, registered: *Object) void {
     defer py.decref(registered);
+    if (sock_wait.isWaiter(loop, registered)) return sock_wait.displaced(registered);
     const result = py.callMethod(registered, loop.state.name(.cancel), .{}) catch return c.PyErr_WriteUnraisable(registered);
     py.decref(result);
 }
@@ -137,6 +181,7 @@ fn queue(loop: *LoopFields, source: *Source) void {
 
 fn queueHandle(loop: *LoopFields, self: *Fields, direction: Direction) void {
     const registered = self.slot(direction).* orelse return;
+    if (sock_wait.isWaiter(loop, registered)) return sock_wait.queue(loop, registered);
     py.incref(registered);
     loop.core.ready.pushAssumeCapacity(.ofHandle(registered));
 }

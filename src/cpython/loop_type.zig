@@ -9,6 +9,7 @@ const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const raise = @import("raise.zig");
+const datagram_receive = @import("datagram_receive.zig");
 const handle = @import("handle.zig");
 const stream_write = @import("stream_write.zig");
 const Source = @import("source.zig").Source;
@@ -49,6 +50,8 @@ pub const Fields = struct {
     tls_pool: @import("tls_bio.zig").Pool = .{},
     /// Accepted TLS connections get the direct engine.
     tls_native: bool = false,
+    /// What datagram sockets share; made by the first that receives.
+    datagrams: ?*datagram_receive.Shared = null,
 
     pub inline fn object(self: *Fields) *Object {
         return Layout.objectOf(self);
@@ -170,6 +173,18 @@ pub const Fields = struct {
         if (self.tls_scratch.len == 0 and !self.closed) self.tls_scratch = buffer else gpa.free(buffer);
     }
 
+    fn freeBuffers(self: *Fields) void {
+        gpa.free(self.read_buffer);
+        self.read_buffer = &.{};
+        gpa.free(self.tls_scratch);
+        self.tls_scratch = &.{};
+        self.tls_pool.deinit();
+        if (self.datagrams) |shared| {
+            self.datagrams = null;
+            shared.destroy();
+        }
+    }
+
     /// Empties queues, heap and table. Releasing can run Python code that queues more, so it goes
     /// on until nothing is left; a closed loop takes nothing new.
     fn release(self: *Fields) void {
@@ -231,9 +246,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     self.core.deinit();
     self.dirty.deinit(gpa);
     self.write_pool.deinit(gpa);
-    gpa.free(self.read_buffer);
-    gpa.free(self.tls_scratch);
-    self.tls_pool.deinit();
+    self.freeBuffers();
     self.free_handles.deinit();
     self.free_timer_handles.deinit();
     c.PyObject_GC_Del(object);
@@ -275,11 +288,7 @@ fn releaseMethod(object: *Object) py.Error!*Object {
     const self = of(object);
     self.release();
     self.core.closeReactor();
-    gpa.free(self.read_buffer);
-    self.read_buffer = &.{};
-    gpa.free(self.tls_scratch);
-    self.tls_scratch = &.{};
-    self.tls_pool.deinit();
+    self.freeBuffers();
     return py.newNone();
 }
 
@@ -389,7 +398,7 @@ const methods = [_]c.PyMethodDef{
     py.Method.noArgs("is_closed", isClosed, "is_closed($self)\n--\n\nasyncio.loop.is_closed()."),
     py.Method.noArgs("get_debug", getDebug, "get_debug($self)\n--\n\nasyncio.loop.get_debug()."),
     py.Method.noArgs("time", time, "time($self)\n--\n\nasyncio.loop.time(): seconds, the same clock as time.monotonic()."),
-} ++ @import("loop_schedule.zig").methods ++ @import("loop_tasks.zig").methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ [_]c.PyMethodDef{.{}};
+} ++ @import("loop_schedule.zig").methods ++ @import("loop_tasks.zig").methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ @import("loop_datagrams.zig").methods ++ @import("loop_socks.zig").methods ++ [_]c.PyMethodDef{.{}};
 
 const properties = @import("loop_tasks.zig").properties ++ [_]c.PyGetSetDef{
     flag("closed"),

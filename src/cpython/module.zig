@@ -18,6 +18,15 @@ fn makeType(module: *Object, spec: *const c.PyType_Spec, base: ?*Object) py.Erro
     return @ptrCast(try py.check(c.PyType_FromModuleAndSpec(module, spec, base)));
 }
 
+fn asyncioClasses(asyncio: *Object, comptime names: anytype) py.Error!*Object {
+    const tuple = try py.check(c.PyTuple_New(names.len));
+    errdefer py.decref(tuple);
+    inline for (names, 0..) |name, i| {
+        try py.checkInt(c.PyTuple_SetItem(tuple, i, try py.check(c.PyObject_GetAttrString(asyncio, name))));
+    }
+    return tuple;
+}
+
 fn expose(module: *Object, name: [*:0]const u8, t: *c.PyTypeObject) py.Error!void {
     try py.checkInt(c.PyModule_AddObjectRef(module, name, @ptrCast(t)));
 }
@@ -35,6 +44,7 @@ fn setUp(module: *Object) py.Error!void {
     defer py.decref(asyncio);
     state.loop_type = try makeType(module, &@import("loop_type.zig").spec, null);
     state.fd_watch_type = try makeType(module, &@import("fd_watch.zig").spec, null);
+    state.socket_waiter_type = try makeType(module, &@import("sock_wait.zig").spec, null);
     state.listener_type = try makeType(module, &@import("listener.zig").spec, null);
     inline for (.{
         .{ "handle_type", "Handle", &@import("handle.zig").spec },
@@ -48,6 +58,10 @@ fn setUp(module: *Object) py.Error!void {
         defer py.decref(base);
         @field(state, row[0]) = try makeType(module, row[2], base);
     }
+    // asyncio's own is both, and programs ask for either.
+    const both = try asyncioClasses(asyncio, .{ "Transport", "DatagramTransport" });
+    defer py.decref(both);
+    state.datagram_transport_type = try makeType(module, &@import("datagram.zig").spec, both);
     try expose(module, "Loop", state.loop_type);
     try expose(module, "Handle", state.handle_type);
     try expose(module, "TimerHandle", state.timer_handle_type);
@@ -55,6 +69,8 @@ fn setUp(module: *Object) py.Error!void {
     try expose(module, "ReadPipeTransport", state.read_pipe_type);
     try expose(module, "WritePipeTransport", state.write_pipe_type);
     try expose(module, "TlsTransport", state.tls_transport_type);
+    try expose(module, "DatagramTransport", state.datagram_transport_type);
+    try expose(module, "SocketWaiter", state.socket_waiter_type);
 
     try py.checkInt(c.PyModule_AddStringConstant(module, "version", config.zloop_version ++ ""));
     try py.checkInt(c.PyModule_AddStringConstant(module, "build_mode", @tagName(builtin.mode)));

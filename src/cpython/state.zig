@@ -50,14 +50,17 @@ pub const Name = enum {
     connection_made,
     context,
     data_received,
+    datagram_received,
     debug,
     do_handshake,
     done,
     eof_received,
+    error_received,
     exception,
     fileno,
     get_buffer,
     getpeercert,
+    gettimeout,
     getpeername,
     getsockname,
     is_closing,
@@ -69,12 +72,16 @@ pub const Name = enum {
     peercert,
     peername,
     pipe,
+    proto,
     protocol,
     read,
     resume_reading,
     resume_writing,
     server_hostname,
     server_side,
+    recvfrom,
+    send,
+    sendto,
     set_exception,
     set_result,
     setblocking,
@@ -100,8 +107,10 @@ pub const State = struct {
     read_pipe_type: *c.PyTypeObject,
     write_pipe_type: *c.PyTypeObject,
     tls_transport_type: *c.PyTypeObject,
+    datagram_transport_type: *c.PyTypeObject,
     fd_watch_type: *c.PyTypeObject,
     listener_type: *c.PyTypeObject,
+    socket_waiter_type: *c.PyTypeObject,
 
     // From asyncio and socket.
     logger: *Object,
@@ -110,6 +119,9 @@ pub const State = struct {
     loop_kwnames: *Object,
     name_loop_kwnames: *Object,
     inherited_create_task: *Object,
+    context_kwnames: *Object,
+    cancelled_error: *Object,
+    invalid_state_error: *Object,
     buffered_protocol: *Object,
     stream_reader_type: *Object,
     stream_reader_protocol_type: *Object,
@@ -122,7 +134,6 @@ pub const State = struct {
     transport_socket_type: *Object,
     sendfile_mode: *Object,
     sendfile_fallback: *Object,
-    cancelled_error: *Object,
     timeout_error: *Object,
     /// 3.12.0 and later hand the transport to `Server._attach` (3.13), earlier ones nothing.
     server_attach_takes_transport: bool,
@@ -178,6 +189,9 @@ pub fn init(state: *State) py.Error!void {
     state.logger = try importAttribute("asyncio.log", "logger");
     state.futures_module = try py.check(c.PyImport_ImportModule("asyncio.futures"));
     state.tasks_module = try py.check(c.PyImport_ImportModule("asyncio.tasks"));
+    state.context_kwnames = try py.newTuple(.{state.name(.context)});
+    state.cancelled_error = try importAttribute("asyncio", "CancelledError");
+    state.invalid_state_error = try importAttribute("asyncio", "InvalidStateError");
     state.loop_kwnames = try py.newTuple(.{state.name(.loop)});
     state.name_loop_kwnames = try py.newTuple(.{ state.name(.name), state.name(.loop) });
     const inherited = try importAttribute("asyncio", "SelectorEventLoop");
@@ -196,7 +210,6 @@ pub fn init(state: *State) py.Error!void {
     defer py.decref(modes);
     state.sendfile_mode = try py.check(c.PyObject_GetAttrString(modes, "TRY_NATIVE"));
     state.sendfile_fallback = try py.check(c.PyObject_GetAttrString(modes, "FALLBACK"));
-    state.cancelled_error = try importAttribute("asyncio", "CancelledError");
     state.timeout_error = try importAttribute("asyncio", "TimeoutError");
     state.openssl = .{};
     state.server_attach_takes_transport = try attachTakesTransport();
