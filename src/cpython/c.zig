@@ -229,7 +229,6 @@ pub extern fn PyObject_RichCompareBool(*PyObject, *PyObject, c_int) c_int;
 pub extern fn PyObject_AsFileDescriptor(*PyObject) c_int;
 pub extern fn PyCallable_Check(*PyObject) c_int;
 
-pub extern fn PyObject_Vectorcall(*PyObject, ?[*]const ?*PyObject, usize, ?*PyObject) ?*PyObject;
 pub extern fn PyObject_VectorcallMethod(*PyObject, [*]const ?*PyObject, usize, ?*PyObject) ?*PyObject;
 pub extern fn PyObject_CallNoArgs(*PyObject) ?*PyObject;
 pub extern fn PyObject_Call(*PyObject, *PyObject, ?*PyObject) ?*PyObject;
@@ -315,3 +314,10 @@ pub const PyType_GetModuleByDef = if (config.py_minor >= 11) struct {
 
 /// `PyBUF_INDIRECT | PyBUF_FORMAT`: whatever layout the exporter has, read-only.
 pub const PyBUF_FULL_RO = 0x0100 | 0x0018 | 0x0004;
+
+/// A header's inline function in 3.10, exported since.
+pub const PyObject_Vectorcall = if (config.py_minor >= 11) struct {
+    extern fn PyObject_Vectorcall(*PyObject, ?[*]const ?*PyObject, usize, ?*PyObject) ?*PyObject;
+}.PyObject_Vectorcall else @import("vectorcall_310.zig").call;
+
+pub extern fn PyObject_VectorcallDict(*PyObject, ?[*]const ?*PyObject, usize, ?*PyObject) ?*PyObject;

@@ -34,7 +34,7 @@ pub const base_size = @sizeOf(c.PyObject) + 8 * @as(usize, if (config.py_minor >
 /// its last slot. Looked at here because asking the interpreter costs a call per handle.
 pub const weakrefs_offset: isize = if (config.py_minor < 12)
     @sizeOf(c.PyObject) + 7 * 8
-else if (config.gil_disabled) -8 else -32;
+else if (config.gil_disabled) -16 else -32;
 
 /// The collector's links in front of an object, and since 3.12 the weak references in front of them.
 const collector_header_size = if (config.py_minor < 12) 16 else 32;
