@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
 import pytest
-from harness import within
+from harness import turns, within
 
 
 def blocking(*args: Any, **kwargs: Any) -> Any:
@@ -143,3 +146,98 @@ def test_a_full_executor_does_not_delay_a_lookup(run):
             await within(asyncio.gather(*blockers))
 
     run(main())
+
+
+def resolver_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "zloop-resolver"]
+
+
+@pytest.mark.only_zloop("asyncio uses the program's executor")
+def test_lookups_have_a_few_threads_of_their_own_which_end_with_the_loop(run, monkeypatch):
+    """A lookup that takes its time does not hold the next ones up, and none outlives the loop."""
+    gate = threading.Event()
+    running = threading.Semaphore(0)
+    before = set(resolver_threads())
+
+    def slow(*args: Any) -> list[Any]:
+        running.release()
+        assert gate.wait(10)
+        return [args[0]]
+
+    threads: list[threading.Thread] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        lookups = [asyncio.ensure_future(loop.getaddrinfo(f"name{i}", 80)) for i in range(9)]
+        await turns(3)
+        for _ in range(4):
+            assert await loop.run_in_executor(None, running.acquire, True, 10)
+        threads.extend(set(resolver_threads()) - before)
+        assert len(threads) == 4
+        # Cancelled before a thread has come to it: never called.
+        assert lookups[8].cancel()
+        await turns(2)
+        gate.set()
+        assert await within(asyncio.gather(*lookups[:8])) == [[f"name{i}"] for i in range(8)]
+
+    run(main())
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    for _ in range(4):
+        assert running.acquire(timeout=10)
+    assert not running.acquire(blocking=False)
+
+
+def test_a_replaced_getaddrinfo_is_called_as_asyncio_calls_it(run, monkeypatch):
+    calls = []
+
+    def replaced(*args: Any) -> list[Any]:
+        calls.append(args)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 80))]
+
+    async def main() -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", replaced)
+        infos = await within(asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM))
+        assert infos[0][4] == ("192.0.2.1", 80)
+        assert calls == [("127.0.0.1", 80, 0, socket.SOCK_STREAM, 0, 0)]
+
+    run(main())
+
+
+def test_debug_mode_logs_lookups(run, caplog):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_debug(True)
+        with caplog.at_level(logging.DEBUG, "asyncio"):
+            await within(loop.getaddrinfo("127.0.0.1", 80))
+        assert any("Getting address info 127.0.0.1:80" in record.getMessage() for record in caplog.records)
+
+    run(main())
+
+
+@pytest.mark.only_zloop("asyncio's executor waits for its threads at exit")
+def test_a_lookup_that_never_ends_does_not_keep_the_process(loop_factory):
+    """A server that does not answer costs the program nothing once its loop is closed."""
+    source = (
+        "import asyncio, socket, threading, zloop\n"
+        "begun = threading.Event()\n"
+        "def never(*args):\n"
+        "    begun.set()\n"
+        "    threading.Event().wait()\n"
+        "async def main():\n"
+        "    loop = asyncio.get_running_loop()\n"
+        "    lookup = asyncio.ensure_future(loop.getaddrinfo('name', 80))\n"
+        "    await loop.run_in_executor(None, begun.wait, 10)\n"
+        "    lookup.cancel()\n"
+        "socket.getaddrinfo = never\n"
+        "loop = zloop.new_event_loop()\n"
+        "loop.run_until_complete(main())\n"
+        "loop.close()\n"
+        "print('done')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr

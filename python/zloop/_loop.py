@@ -16,13 +16,13 @@ from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _engine, _pipes, _sockets, _subprocess, _tls
+from . import _engine, _pipes, _resolver, _sockets, _subprocess, _tls
 
 if TYPE_CHECKING:
     import ssl
 
 
-class Loop(_sockets.SocketMethods, _engine.Loop, asyncio.SelectorEventLoop):
+class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.SelectorEventLoop):
     """An asyncio event loop on zloop's engine: a complete `asyncio.AbstractEventLoop`.
 
     *selector* is accepted for the sake of programs that pass one to `asyncio.SelectorEventLoop`; it
@@ -52,6 +52,7 @@ class Loop(_sockets.SocketMethods, _engine.Loop, asyncio.SelectorEventLoop):
     def close(self) -> None:
         """asyncio.loop.close(): drops what is queued; transports still open are abandoned."""
         super().close()
+        self._close_resolver()
         self._release()
 
     # TLS, see `_tls`.
@@ -113,9 +114,7 @@ class Loop(_sockets.SocketMethods, _engine.Loop, asyncio.SelectorEventLoop):
         if not _tls.accepts(transport, sslcontext):
             # Raises: asyncio has the words for it.
             return await super().start_tls(transport, protocol, sslcontext)
-        return await _tls.start(
-            self, transport, protocol, sslcontext, server_side, server_hostname, timeouts
-        )
+        return await _tls.start(self, transport, protocol, sslcontext, server_side, server_hostname, timeouts)
 
     # The engine wakes itself; only signal handlers need a pipe, made with the first of them.
 
