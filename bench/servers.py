@@ -32,7 +32,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.transport} {self.shape} {size_name(self.size)}, {self.connections} connections"
+        plural = "" if self.connections == 1 else "s"
+        return f"{self.transport} {self.shape} {size_name(self.size)}, {self.connections} connection{plural}"
 
     def sample(self, name: str, effort: harness.Effort) -> harness.Sample:
         with echo_server(name, self.transport, self.shape, self.size) as server:

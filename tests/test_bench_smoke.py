@@ -1,4 +1,4 @@
-"""Every benchmark runs on zloop, each cell for some 20 ms: a row that fails is a bug here, not a footnote there."""
+"""Every benchmark runs on zloop, each cell for some 20 ms: a row that fails is a bug, not a footnote."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_rows_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
 def test_idle_servers_run(tmp_path: Path) -> None:
     rows = measure(tmp_path / "results.json", "memory")
     assert failures([row for row in rows if row["metric"] != "bytes"]) == []
-    # Forty connections may fit into memory that is there already: that they were held is all a tiny run shows.
+    # Forty connections may fit into memory that is there already: a tiny run shows only that they were held.
     assert [row["name"] for row in rows if "error" in row["results"]["zloop"]] == []
 
 
