@@ -59,9 +59,10 @@ def row_ratios(row: dict[str, Any]) -> dict[str, float]:
         if "error" not in result
     }
     reference = medians.get(loops.REFERENCE)
-    if not reference or row["lower_is_better"]:
+    if not reference:
         return {}
-    return {name: value / reference for name, value in medians.items() if value > 0}
+    ratios = {name: value / reference for name, value in medians.items() if value > 0}
+    return {name: 1 / ratio for name, ratio in ratios.items()} if row["lower_is_better"] else ratios
 
 
 def place(ratio: float) -> float:
@@ -99,7 +100,7 @@ def legend() -> list[str]:
         parts.append(f'<circle cx="{x}" cy="{MARGIN_PX - 8}" r="5" fill="{colour}"/>')
         parts.append(text(x + 9, MARGIN_PX - 4, name))
         x += 30 + 7.5 * len(name)
-    parts.append(text(x, MARGIN_PX - 4, f"operations or requests a second, {loops.REFERENCE} = 1"))
+    parts.append(text(x, MARGIN_PX - 4, f"speed, {loops.REFERENCE} = 1"))
     return parts
 
 

@@ -38,10 +38,10 @@ def table(document: dict[str, Any]) -> str:
     """One markdown table with a line on how it was made."""
     contenders = [name for name in ORDER if any(name in row["results"] for row in document["rows"])]
     contenders += sorted({name for row in document["rows"] for name in row["results"]} - set(contenders))
-    has_ratios = loops.SUBJECT in contenders and any(not row["lower_is_better"] for row in document["rows"])
+    has_ratios = loops.SUBJECT in contenders
     header = ["", *contenders]
     if has_ratios:
-        header += [f"{loops.SUBJECT} / {loops.REFERENCE}", f"{loops.SUBJECT} / best peer"]
+        header += [f"against {loops.REFERENCE}", "against the best peer"]
     lines = [cells(header), "|---|" + "---:|" * (len(header) - 1)]
     for unit in dict.fromkeys(row["unit"] for row in document["rows"]):
         lines.append(cells([f"*{unit}*", *[""] * (len(header) - 1)]))
@@ -71,12 +71,17 @@ def cell(row: dict[str, Any], name: str) -> str:
 
 
 def ratios(row: dict[str, Any]) -> list[str]:
+    """How many times better the subject is than the reference and than the best of the peers."""
     subject = middle(row, loops.SUBJECT)
-    reference = middle(row, loops.REFERENCE)
     peers = [value for name in row["results"] if is_peer(name) and (value := middle(row, name)) is not None]
-    if subject is None or row["lower_is_better"]:
-        return ["", ""]
-    return [f"{subject / value:.2f}" if value else "" for value in (reference, max(peers, default=None))]
+    best = (min if row["lower_is_better"] else max)(peers, default=None)
+    return [advantage(row, subject, other) for other in (middle(row, loops.REFERENCE), best)]
+
+
+def advantage(row: dict[str, Any], subject: float | None, other: float | None) -> str:
+    if not subject or not other:
+        return ""
+    return f"{(other / subject if row['lower_is_better'] else subject / other):.2f}"
 
 
 def is_peer(name: str) -> bool:
