@@ -1,8 +1,8 @@
 //! Work that other threads hand to the loop.
 //!
 //! A short lock guards an array; the loop takes the whole array at once. The lock is held for a
-//! copy of a few words or for growing the array, never across a system call or a call into the
-//! host. Order is the order in which `push` got the lock.
+//! copy of a few words, for growing the array, or by the loop for the write that wakes it; never
+//! across a call into the host. Order is the order in which `push` got the lock.
 
 const std = @import("std");
 const Allocator = std.mem.Allocator;
@@ -28,7 +28,7 @@ pub fn Inbox(comptime T: type) type {
         /// Any thread.
         pub fn push(self: *Self, gpa: Allocator, item: T) Allocator.Error!void {
             self.lock();
-            defer self.mutex.unlock();
+            defer self.unlock();
             try self.items.append(gpa, item);
             self.count_hint.store(self.items.items.len, .release);
         }
@@ -41,7 +41,7 @@ pub fn Inbox(comptime T: type) type {
         /// The loop's thread: moves everything to the end of `fifo`, in order.
         pub fn drainInto(self: *Self, gpa: Allocator, fifo: anytype) Allocator.Error!void {
             self.lock();
-            defer self.mutex.unlock();
+            defer self.unlock();
             try fifo.ensureUnusedCapacity(gpa, self.items.items.len);
             for (self.items.items) |item| fifo.pushAssumeCapacity(item);
             if (self.items.capacity > capacity_kept_max) {
@@ -52,7 +52,11 @@ pub fn Inbox(comptime T: type) type {
             self.count_hint.store(0, .release);
         }
 
-        fn lock(self: *Self) void {
+        pub fn unlock(self: *Self) void {
+            self.mutex.unlock();
+        }
+
+        pub fn lock(self: *Self) void {
             while (!self.mutex.tryLock()) {
                 // The holder is copying a few words, or has lost its time slice: on a machine with
                 // few cores spinning on would only keep it from running.

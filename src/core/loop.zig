@@ -77,6 +77,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         }
 
         pub fn closeReactor(self: *Self) void {
+            self.inbox.lock();
+            defer self.inbox.unlock();
             if (self.reactor) |*reactor| reactor.close();
             self.reactor = null;
         }
@@ -103,7 +105,13 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
 
         /// Any thread.
         pub fn wake(self: *Self) void {
-            if (self.waiting.swap(false, .seq_cst)) self.reactor.?.wake();
+            if (!self.waiting.swap(false, .seq_cst)) return;
+            // The parent's wake-up is not a child's to use.
+            if (self.isForked()) return;
+            // The loop can have left the wait by itself and be closing at this moment.
+            self.inbox.lock();
+            defer self.inbox.unlock();
+            if (self.reactor) |*reactor| reactor.wake();
         }
 
         pub fn watch(self: *Self, w: *Watch, interest: Interest) (UpdateError || reactor_.OpenError || error{Forked})!void {

@@ -10,6 +10,7 @@ const c = @import("c.zig");
 const py = @import("py.zig");
 const raise = @import("raise.zig");
 const datagram_receive = @import("datagram_receive.zig");
+const debug = @import("debug.zig");
 const handle = @import("handle.zig");
 const stream_write = @import("stream_write.zig");
 const Source = @import("source.zig").Source;
@@ -26,6 +27,8 @@ pub const read_buffer_size = 256 * 1024;
 
 pub const Fields = struct {
     core: core.Loop(Fields),
+    /// A strong reference, let go last: it owns `state`, which the loop and all that holds the loop use.
+    module: *Object,
     state: *State,
     debug: bool = false,
     closed: bool = false,
@@ -87,13 +90,18 @@ pub const Fields = struct {
     }
 
     pub inline fn run(self: *Fields, work: Self.Work) Error!void {
-        if (self.debug) {
-            @branchHint(.unlikely);
-            try @import("debug.zig").run(self, work);
-        } else {
-            try self.runPlain(work);
+        const result = if (self.debug) debug.run(self, work) else self.runPlain(work);
+        if (self.dirty.len > 0) {
+            // What was written leaves also when the callback ends the run.
+            result catch |err| {
+                const left: py.Saved = .save();
+                stream_write.flushDirty(self) catch c.PyErr_WriteUnraisable(null);
+                left.restore();
+                return err;
+            };
+            return stream_write.flushDirty(self);
         }
-        if (self.dirty.len > 0) try stream_write.flushDirty(self);
+        return result;
     }
 
     pub inline fn runPlain(self: *Fields, work: Self.Work) py.Error!void {
@@ -224,16 +232,10 @@ pub const Layout = py.Layout(Fields, @sizeOf(c.PyObject));
 pub const of = Layout.of;
 
 fn new(t: *c.PyTypeObject, _: *Object, _: ?*Object) callconv(.c) ?*Object {
-    const state: *State = moduleState(t) orelse return null;
-    const object = c.PyType_GenericAlloc(t, 0) orelse return null;
-    of(object).* = .{ .core = .init(gpa), .state = state };
-    return object;
-}
-
-/// The state of the module that made the native base, found from a Python subclass.
-fn moduleState(t: *c.PyTypeObject) ?*State {
     const module = c.PyType_GetModuleByDef(t, &@import("module.zig").definition) orelse return null;
-    return .of(module);
+    const object = c.PyType_GenericAlloc(t, 0) orelse return null;
+    of(object).* = .{ .core = .init(gpa), .module = py.newRef(module), .state = .of(module) };
+    return object;
 }
 
 fn dealloc(object: *Object) callconv(.c) void {
@@ -249,12 +251,15 @@ fn dealloc(object: *Object) callconv(.c) void {
     self.freeBuffers();
     self.free_handles.deinit();
     self.free_timer_handles.deinit();
+    const module = self.module;
     c.PyObject_GC_Del(object);
     py.decref(t);
+    py.decref(module);
 }
 
 fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
+    try visitor.object(self.module);
     for (0..self.core.ready.len) |i| {
         const work = self.core.ready.at(i);
         if (work.kind() == .handle) try handle.traverseQueued(work.handle(), visitor) else try visitor.object(work.object());

@@ -96,6 +96,12 @@ fn moduleClear(module: *Object) callconv(.c) c_int {
     return 0;
 }
 
+fn moduleFree(module: ?*anyopaque) callconv(.c) void {
+    const object: *Object = @ptrCast(@alignCast(module.?));
+    _ = moduleClear(object);
+    state_.freeNames(.of(object));
+}
+
 const slots_always = [_]c.PyModuleDef_Slot{.{ .slot = c.Py_mod_exec, .value = @ptrCast(&exec) }};
 const slots_312 = if (config.py_minor >= 12)
     [_]c.PyModuleDef_Slot{.{ .slot = c.Py_mod_multiple_interpreters, .value = c.Py_MOD_PER_INTERPRETER_GIL_SUPPORTED }}
@@ -116,7 +122,7 @@ pub var definition: c.PyModuleDef = .{
     .m_slots = &module_slots,
     .m_traverse = moduleTraverse,
     .m_clear = moduleClear,
-    .m_free = null,
+    .m_free = moduleFree,
 };
 
 export fn PyInit__engine() ?*Object {

@@ -164,16 +164,21 @@ pub const State = struct {
         return self.names.get(which);
     }
 
-    /// Calls `f` on every reference the state holds. Before initialisation has finished the fields
-    /// not yet set are null, which the all-zero memory of a new module makes true.
+    /// Calls `f` on every object and type the state holds, names apart. Before initialisation has
+    /// finished the fields not yet set are null, which the zeroed memory of a new module makes true.
     pub fn each(self: *State, context: anytype, comptime f: fn (@TypeOf(context), *?*Object) error{Stop}!void) error{Stop}!void {
-        const names: *[std.enums.values(Name).len]?*Object = @ptrCast(&self.names.values);
-        for (names) |*reference| try f(context, reference);
         inline for (@typeInfo(State).@"struct".field_names, @typeInfo(State).@"struct".field_types) |field, T| {
             if (T == *Object or T == *c.PyTypeObject) try f(context, @ptrCast(&@field(self, field)));
         }
     }
 };
+
+/// Strings form no cycles, and finalizers that run after the module was cleared still use them: they
+/// go with the module itself.
+pub fn freeNames(state: *State) void {
+    const names: *[std.enums.values(Name).len]?*Object = @ptrCast(&state.names.values);
+    for (names) |*reference| py.clear(reference);
+}
 
 fn importAttribute(module: [*:0]const u8, attribute: [*:0]const u8) py.Error!*Object {
     const imported = try py.check(c.PyImport_ImportModule(module));

@@ -79,7 +79,12 @@ pub fn forceClose(self: *Fields, exception: ?*Object) py.Error!void {
 fn queueLost(self: *Fields, exception: ?*Object) py.Error!void {
     self.lost_exception = if (exception) |e| py.newRef(e) else null;
     py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
-    if (self.loop.closed) return;
+    if (self.loop.closed) {
+        // Nobody is left to call connection_lost. asyncio raises too, and leaves the socket open.
+        try releaseDescriptor(self);
+        try detach(self);
+        return self.loop.checkClosed();
+    }
     try queueStep(self);
 }
 
