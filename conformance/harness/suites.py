@@ -252,6 +252,7 @@ def suites(cpython_tests: Path | None = None) -> dict[str, Suite]:
             left_out={
                 "test_benchmarks_.*": "benchmarks",
                 "autobahn/.*": "needs containers",
+                "test_http_parser": "parses bytes; five minutes of loops that do nothing",
                 "test_circular_imports": "imports each module in an interpreter of its own; no loop",
                 "isolated/.*": "scripts that other tests start",
             },
