@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "soak: a long variant, run with -m soak (the default run leaves it out)",
         "only_zloop(reason): the body asks for more than asyncio promises; the control does not run it",
-        "asyncio_bug(reason, when=True, kinds=None, run=True): this version's asyncio fails the body (strict)",
+        "asyncio_bug(reason, when=True, kinds=None, run=True): this asyncio fails the body (strict)",
         "timeout(seconds): see pytest-timeout",
     ):
         config.addinivalue_line("markers", line)

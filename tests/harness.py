@@ -55,7 +55,7 @@ def open_fds() -> dict[int, str]:
 
 
 def settled_fds(before: dict[int, str], patience_s: float = 2.0) -> dict[int, str]:
-    """Descriptors that are open now and were not `before`; garbage and dying threads get a moment to let go."""
+    """Descriptors opened since `before`; garbage and dying threads get a moment to let go."""
     deadline = time.monotonic() + patience_s
     while True:
         leaked = {fd: what for fd, what in open_fds().items() if fd not in before}

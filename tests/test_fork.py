@@ -40,6 +40,7 @@ def child(loop_name: str, body: str, *, count: int = 1) -> str:
         capture_output=True,
         text=True,
         timeout=30,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
