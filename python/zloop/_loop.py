@@ -16,7 +16,7 @@ from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _engine, _pipes, _resolver, _sockets, _subprocess, _tls
+from . import _engine, _fork, _pipes, _resolver, _sockets, _subprocess, _tls
 
 if TYPE_CHECKING:
     import ssl
@@ -51,6 +51,9 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
 
     def close(self) -> None:
         """asyncio.loop.close(): drops what is queued; transports still open are abandoned."""
+        if self._is_forked():
+            # Whoever runs it runs it in the parent.
+            self._thread_id = None
         super().close()
         self._close_resolver()
         self._release()
@@ -123,12 +126,14 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
 
     def _close_self_pipe(self) -> None:
         if self._csock is not None:
+            _fork.wakeup_fds.discard(self._csock.fileno())
             super()._close_self_pipe()
 
     def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
         """asyncio.loop.add_signal_handler(), Unix only, in the main thread."""
         if self._csock is None and not self.is_closed():
             super()._make_self_pipe()
+            _fork.wakeup_fds.add(self._csock.fileno())
         super().add_signal_handler(sig, callback, *args)
 
     def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:

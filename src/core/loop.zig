@@ -10,6 +10,7 @@
 const std = @import("std");
 const Allocator = std.mem.Allocator;
 const clock = @import("clock.zig");
+const process = @import("process.zig");
 const reactor_ = @import("reactor.zig");
 const Fifo = @import("fifo.zig").Fifo;
 const Inbox = @import("inbox.zig").Inbox;
@@ -55,15 +56,15 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         /// Opened by the first watch or the first wait that needs it: a loop that only runs
         /// callbacks never asks the kernel for anything.
         reactor: ?Reactor = null,
-        /// The process that may use the reactor. A forked child shares the kernel object with its
+        /// Of the process that may use the reactor. A forked child shares the kernel object with its
         /// parent and must not touch it.
-        owner_pid: std.c.pid_t,
+        fork_count: u32,
         /// Set while the loop is about to wait or waiting: whoever clears it wakes the loop.
         waiting: std.atomic.Value(bool) = .init(false),
         turns_without_poll: u32 = 0,
 
         pub fn init(gpa: Allocator) Self {
-            return .{ .gpa = gpa, .owner_pid = std.c.getpid() };
+            return .{ .gpa = gpa, .fork_count = process.forkCount() };
         }
 
         /// Queues must be empty of anything the host owns.
@@ -88,8 +89,9 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             return &self.reactor.?;
         }
 
-        pub fn isForked(self: *const Self) bool {
-            return std.c.getpid() != self.owner_pid;
+        /// Whether this is a child's copy of a loop.
+        pub inline fn isForked(self: *const Self) bool {
+            return process.forkCount() != self.fork_count;
         }
 
         pub inline fn post(self: *Self, work: Work) Allocator.Error!void {
@@ -127,7 +129,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         }
 
         /// One turn. `stopping` makes it end without waiting for anything.
-        pub fn turn(self: *Self, host: *Host, stopping: bool) Host.Error!void {
+        pub fn turn(self: *Self, host: *Host, stopping: bool) (Host.Error || error{Forked})!void {
+            if (self.isForked()) return error.Forked;
             if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
             const timeout_ns = self.timeoutNs(stopping);
             if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
@@ -188,9 +191,11 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             }
         }
 
-        fn runReady(self: *Self, host: *Host) Host.Error!void {
+        fn runReady(self: *Self, host: *Host) (Host.Error || error{Forked})!void {
             var count = self.ready.len;
             while (count > 0) : (count -= 1) {
+                // A child that returns from the callback that made it: the rest is the parent's.
+                if (self.isForked()) return error.Forked;
                 // The host can empty the queue under us by closing the loop after an error.
                 const work = self.ready.pop() orelse return;
                 try host.run(work);
@@ -321,4 +326,19 @@ test "an error leaves the rest of the queue for the next run" {
     try std.testing.expectError(error.Stop, host.loop.turn(&host, false));
     try host.loop.turn(&host, true);
     try std.testing.expectEqualSlices(u32, &.{ 1, 2 }, host.log.items);
+}
+
+test "a forked child's copy runs nothing and wakes nobody" {
+    const gpa = std.testing.allocator;
+    var host: TestHost = .{ .loop = .init(gpa) };
+    defer host.deinit();
+    try host.loop.post(.{ .note = 1 });
+    host.loop.fork_count +%= 1;
+    try std.testing.expectError(error.Forked, host.loop.turn(&host, true));
+    var w: Watch = .{ .fd = 0 };
+    try std.testing.expectError(error.Forked, host.loop.watch(&w, .{ .read = true }));
+    host.loop.waiting.store(true, .seq_cst);
+    host.loop.wake();
+    try std.testing.expect(host.loop.reactor == null);
+    try std.testing.expectEqual(@as(usize, 0), host.log.items.len);
 }

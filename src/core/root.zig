@@ -4,6 +4,7 @@
 
 pub const clock = @import("clock.zig");
 pub const datagram = @import("datagram.zig");
+pub const process = @import("process.zig");
 pub const sys = @import("sys.zig");
 pub const reactor = @import("reactor.zig");
 
@@ -24,6 +25,7 @@ test {
     _ = @import("fifo.zig");
     _ = @import("inbox.zig");
     _ = @import("loop.zig");
+    _ = @import("process.zig");
     _ = @import("reactor.zig");
     _ = @import("sys.zig");
     _ = @import("timers.zig");

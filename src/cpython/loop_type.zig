@@ -149,6 +149,7 @@ pub const Fields = struct {
 
     pub fn checkClosed(self: *const Fields) py.Error!void {
         if (self.closed) return py.raise(c.PyExc_RuntimeError, "Event loop is closed");
+        if (self.core.isForked()) return raise.fromCore(error.Forked);
     }
 
     pub fn readBuffer(self: *Fields) py.Error![]u8 {
@@ -196,6 +197,8 @@ pub const Fields = struct {
     /// Empties queues, heap and table. Releasing can run Python code that queues more, so it goes
     /// on until nothing is left; a closed loop takes nothing new.
     fn release(self: *Fields) void {
+        // In a child no thread is left that could hold the lock.
+        if (self.core.isForked()) self.core.inbox.mutex = .unlocked;
         self.core.inbox.drainInto(gpa, &self.core.ready) catch {};
         while (self.core.ready.pop()) |work| {
             switch (work.kind()) {
@@ -282,7 +285,6 @@ fn clearFields(object: *Object) callconv(.c) c_int {
 fn runOnce(object: *Object) py.Error!*Object {
     const self = of(object);
     try self.checkClosed();
-    if (self.core.isForked()) return raise.fromCore(error.Forked);
     while (true) {
         self.core.turn(self, self.stopping) catch |err| return raise.fromCore(err);
         if (self.stopping or self.closed) return py.newNone();
@@ -295,6 +297,10 @@ fn releaseMethod(object: *Object) py.Error!*Object {
     self.core.closeReactor();
     self.freeBuffers();
     return py.newNone();
+}
+
+fn isForked(object: *Object) py.Error!*Object {
+    return py.newBool(of(object).core.isForked());
 }
 
 fn stop(object: *Object) py.Error!*Object {
@@ -396,8 +402,9 @@ fn ignoreAssignment(_: *Object, _: ?*Object) py.Error!void {}
 const methods = [_]c.PyMethodDef{
     py.Method.noArgs("_run_once", runOnce, "_run_once($self)\n--\n\nRuns turns until the loop is stopped; asyncio's run_forever calls it."),
     py.Method.noArgs("_release", releaseMethod, "_release($self)\n--\n\nDrops all queued work and closes the reactor."),
-    py.Method.noArgs("_check_closed", checkClosedMethod, "_check_closed($self)\n--\n\nRaises RuntimeError if the loop is closed."),
+    py.Method.noArgs("_check_closed", checkClosedMethod, "_check_closed($self)\n--\n\nRaises RuntimeError if the loop is closed or the parent process's."),
     py.Method.noArgs("_write_to_self", writeToSelf, "_write_to_self($self)\n--\n\nWakes the loop if it waits; any thread."),
+    py.Method.noArgs("_is_forked", isForked, "_is_forked($self)\n--\n\nWhether this is a forked child's copy of its parent's loop."),
     py.Method.noArgs("stop", stop, "stop($self)\n--\n\nasyncio.loop.stop()."),
     py.Method.noArgs("is_running", isRunning, "is_running($self)\n--\n\nasyncio.loop.is_running()."),
     py.Method.noArgs("is_closed", isClosed, "is_closed($self)\n--\n\nasyncio.loop.is_closed()."),

@@ -76,6 +76,16 @@ fn setUp(module: *Object) py.Error!void {
     try py.checkInt(c.PyModule_AddStringConstant(module, "build_mode", @tagName(builtin.mode)));
 }
 
+fn afterFork(_: *Object) py.Error!*Object {
+    @import("core").process.noteFork();
+    return py.newNone();
+}
+
+const methods = [_]c.PyMethodDef{
+    py.Method.noArgs("_after_fork", afterFork, "_after_fork($module, /)\n--\n\nTo be called in a child after fork(): makes every loop there is the parent's."),
+    .{},
+};
+
 fn moduleTraverse(module: *Object, visit: c.visitproc, arg: ?*anyopaque) callconv(.c) c_int {
     const Visit = struct {
         fn one(visitor: py.Visitor, reference: *?*Object) error{Stop}!void {
@@ -118,7 +128,7 @@ pub var definition: c.PyModuleDef = .{
     .m_name = "zloop._engine",
     .m_doc = "zloop's engine: the native base of zloop.Loop, its handles and transports.",
     .m_size = @sizeOf(State),
-    .m_methods = null,
+    .m_methods = &methods,
     .m_slots = &module_slots,
     .m_traverse = moduleTraverse,
     .m_clear = moduleClear,
