@@ -6,6 +6,7 @@
 
 const c = @import("c.zig");
 const py = @import("py.zig");
+const Name = @import("state.zig").Name;
 const State = @import("state.zig").State;
 
 const Object = py.Object;
@@ -20,22 +21,22 @@ pub fn accepts(state: *State, protocol: *Object) bool {
 
 fn acceptsOrRaises(state: *State, protocol: *Object) py.Error!bool {
     if (!py.isExact(protocol, @ptrCast(state.stream_reader_protocol_type))) return false;
-    if (!try isOriginal(protocol, "data_received", state.protocol_data_received)) return false;
+    if (!try isOriginal(state, protocol, .data_received, state.protocol_data_received)) return false;
     const weak = try py.getAttr(protocol, state.name(._stream_reader_wr));
     defer py.decref(weak);
     if (weak == py.none()) return false;
     const reader = try py.check(c.PyObject_CallNoArgs(weak));
     defer py.decref(reader);
     if (!py.isExact(reader, @ptrCast(state.stream_reader_type))) return false;
-    return try isOriginal(reader, "feed_data", state.reader_feed_data) and
-        try isOriginal(reader, "_wakeup_waiter", state.reader_wakeup_waiter);
+    return try isOriginal(state, reader, .feed_data, state.reader_feed_data) and
+        try isOriginal(state, reader, ._wakeup_waiter, state.reader_wakeup_waiter);
 }
 
 /// Whether the method that a call would find, on the object or its class, is asyncio's.
-fn isOriginal(object: *Object, attribute: [*:0]const u8, original: *Object) py.Error!bool {
-    const bound = try py.check(c.PyObject_GetAttrString(object, attribute));
+fn isOriginal(state: *State, object: *Object, comptime name: Name, original: *Object) py.Error!bool {
+    const bound = try py.getAttr(object, state.name(name));
     defer py.decref(bound);
-    const function = try py.check(c.PyObject_GetAttrString(bound, "__func__"));
+    const function = try py.getAttr(bound, state.name(.__func__));
     defer py.decref(function);
     return function == original;
 }
