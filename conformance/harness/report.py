@@ -44,9 +44,13 @@ def differences(run: RunResult, verdict: Verdict, again: dict[str, str]) -> None
 def _cause(test: CaseResult) -> str:
     if test.outcome in ("timeout", "crash"):
         return test.detail.partition("\n")[0]
-    lines = [line for line in test.detail.splitlines() if line and not line[0].isspace()]
+    lines = test.detail.splitlines()
+    # pytest marks the exception's lines; in a plain traceback it is the last line that is not indented.
+    marked = [line.removeprefix("E").strip() for line in lines if line.startswith("E  ")]
+    plain = [line for line in lines if line and not line[0].isspace()]
+    cause = marked[0] if marked else plain[-1] if plain else test.outcome
     # Descriptors, ports and addresses differ between tests of one cause.
-    return re.sub(r"0x[0-9a-f]+|\d+", "N", lines[-1])[:CAUSE_CHARS_MAX] if lines else test.outcome
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", cause)[:CAUSE_CHARS_MAX]
 
 
 def table(rows: Sequence[tuple[RunResult, Verdict]]) -> None:

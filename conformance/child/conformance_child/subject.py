@@ -94,7 +94,7 @@ def install(spec: str) -> Subject | None:
 
 def create(spec: str) -> Subject:
     """A subject that no name leads to yet."""
-    return Subject(resolve(spec), asyncio.unix_events._UnixSelectorEventLoop)  # type: ignore[attr-defined]
+    return Subject(resolve(spec), asyncio.unix_events._UnixSelectorEventLoop)
 
 
 def current(spec: str) -> Subject:
