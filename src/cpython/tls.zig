@@ -98,6 +98,8 @@ pub const Fields = struct {
     stream_reading_paused: bool,
     /// Ciphertext is being worked on further up the call stack.
     receiving: bool,
+    /// Ciphertext must not leave now.
+    held: bool,
     /// OpenSSL is at work further up the call stack.
     in_ssl: bool,
     dict: ?*Object,
@@ -211,6 +213,7 @@ pub fn create(loop: *LoopFields, options: Options) py.Error!?*Object {
         .app_writing_paused = options.writing_paused,
         .stream_reading_paused = false,
         .receiving = false,
+        .held = false,
         .in_ssl = false,
         .dict = null,
         .weakrefs = null,

@@ -185,15 +185,17 @@ fn streamEnded(self: *Fields) py.Error!void {
             defer py.decref(exception);
             try handshakeFailed(self, exception);
         },
-        // A program that has paused reading gets the rest first, see `resumed`.
-        .wrapped => if (!self.app_reading_paused) try finishAfterEof(self),
+        // A program that has paused reading gets the rest when it resumes, see `resumed`.
+        .wrapped => if (!self.app_reading_paused) try deliverRest(self),
         .flushing => try continueFlushing(self),
         .shutdown => try shutdownDone(self),
     }
 }
 
-/// All that the peer sent has been delivered.
-pub fn finishAfterEof(self: *Fields) py.Error!void {
+/// Delivers what has come before the end of the stream, if the program still takes it, and closes.
+pub fn deliverRest(self: *Fields) py.Error!void {
+    try tls_read.received(self, &.{});
+    if (self.phase != .wrapped or self.app_reading_paused) return;
     self.phase = .flushing;
     try continueFlushing(self);
 }

@@ -294,8 +294,7 @@ fn resumeReading(object: *Object) py.Error!*Object {
 fn resumed(object: *Object) py.Error!*Object {
     const self = tls.of(object);
     if (self.phase != .wrapped or self.app_reading_paused) return py.newNone();
-    try received(self, &.{});
-    if (self.eof_seen and self.phase == .wrapped and !self.app_reading_paused) try tls_life.finishAfterEof(self);
+    if (self.eof_seen) try tls_life.deliverRest(self) else try received(self, &.{});
     return py.newNone();
 }
 

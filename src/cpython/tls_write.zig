@@ -102,7 +102,7 @@ fn encrypt(self: *Fields, plain: []const u8) py.Error!usize {
         if (self.channel.out.items.len >= ciphertext_max) {
             try sendNow(self);
             const below = self.below() orelse return done;
-            if (self.channel.out.items.len + below.queue.size >= ciphertext_max) return done;
+            if (below.conn_lost > 0 or self.channel.out.items.len + below.queue.size >= ciphertext_max) return done;
         }
         var count: usize = 0;
         self.table.clearErrors();
@@ -149,6 +149,7 @@ pub fn scheduleSend(self: *Fields) py.Error!void {
 pub fn sendNow(self: *Fields) py.Error!void {
     if (self.channel.out.items.len == 0) return;
     const below = self.below() orelse return dropOutput(self);
+    if (self.held) return;
     if (below.source.watch.armed.write and !below.queue.isEmpty() and below.conn_lost == 0 and !below.closing) return;
     const taken = self.channel.out;
     self.channel.out = .empty;
@@ -212,6 +213,27 @@ fn callFlowControl(self: *Fields, comptime method: @import("state.zig").Name, co
     }
 }
 
+/// Whoever stands where asyncio's stream below would be: what is written waits.
+fn pauseWriting(object: *Object) py.Error!*Object {
+    tls.of(object).held = true;
+    return py.newNone();
+}
+
+fn resumeWriting(object: *Object) py.Error!*Object {
+    const self = tls.of(object);
+    self.held = false;
+    try drained(self);
+    return py.newNone();
+}
+
+/// asyncio's own tests fill the backlog this way.
+fn appendBacklog(object: *Object, data: *Object) py.Error!*Object {
+    const self = tls.of(object);
+    const bytes = try transport.immutable(data);
+    self.backlog.push(&self.loop.write_pool, gpa, py.bytesOf(bytes), .{ .object = bytes }) catch return py.noMemory();
+    return py.newNone();
+}
+
 fn writeEof(_: *Object) py.Error!*Object {
     c.PyErr_SetNone(c.PyExc_NotImplementedError);
     return error.Python;
@@ -273,6 +295,9 @@ fn getReadBufferSize(object: *Object) py.Error!*Object {
 pub const methods = [_]c.PyMethodDef{
     py.Method.oneArg("write", write, "write($self, data)\n--\n\nasyncio.WriteTransport.write()."),
     py.Method.oneArg("writelines", writelines, "writelines($self, list_of_data)\n--\n\nasyncio.WriteTransport.writelines()."),
+    py.Method.noArgs("pause_writing", pauseWriting, "pause_writing($self)\n--\n\nHolds ciphertext back."),
+    py.Method.noArgs("resume_writing", resumeWriting, "resume_writing($self)\n--\n\nEnds what pause_writing() began."),
+    py.Method.oneArg("_test__append_write_backlog", appendBacklog, null),
     py.Method.noArgs("write_eof", writeEof, "write_eof($self)\n--\n\nNot possible with TLS: raises NotImplementedError."),
     py.Method.noArgs("can_write_eof", canWriteEof, "can_write_eof($self)\n--\n\nasyncio.WriteTransport.can_write_eof(): False."),
     py.Method.noArgs("get_write_buffer_size", getWriteBufferSize, "get_write_buffer_size($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_size(): plaintext and ciphertext that wait, in bytes."),
