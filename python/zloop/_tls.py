@@ -102,7 +102,15 @@ async def start(
     below: Any = None
     if type(transport) is _engine.StreamTransport:
         below = _direct(
-            loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts, started=True, paused=paused
+            loop,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            timeouts,
+            started=True,
+            paused=paused,
         )
     upper = below
     if below is None:

@@ -19,6 +19,9 @@ const Object = py.Object;
 const Fields = tls.Fields;
 const gpa = loop_type.gpa;
 
+/// OpenSSL encrypts all that one call gives it; in between there is a look at what has piled up.
+const write_size_max = 4 * 16 * 1024;
+
 /// With this much ciphertext waiting, nothing more is encrypted.
 const ciphertext_max = 256 * 1024;
 
@@ -107,7 +110,8 @@ fn encrypt(self: *Fields, plain: []const u8) py.Error!usize {
         var count: usize = 0;
         self.table.clearErrors();
         self.in_ssl = true;
-        const result = self.table.SSL_write_ex(self.ssl, plain.ptr + done, plain.len - done, &count);
+        const size_now = @min(plain.len - done, write_size_max);
+        const result = self.table.SSL_write_ex(self.ssl, plain.ptr + done, size_now, &count);
         self.in_ssl = false;
         if (result <= 0) {
             switch (self.table.SSL_get_error(self.ssl, result)) {
@@ -178,6 +182,8 @@ pub fn drained(self: *Fields) py.Error!void {
         }
     } else try sendNow(self);
     try controlWriting(self);
+    // resume_writing may have written: the stream is about to stop asking the kernel for room.
+    try sendNow(self);
 }
 
 fn size(self: *Fields) usize {
