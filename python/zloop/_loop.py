@@ -31,10 +31,14 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         super().__init__(selector if selector is not None else _Watched(self))
-        self._tls_wanted = _tls.wanted()
         self._tls_engine: str | None = None
-        if self._tls_wanted == "native":
-            _ = self.tls_engine
+        try:
+            self._tls_wanted = _tls.wanted()
+            if self._tls_wanted == "native":
+                _ = self.tls_engine
+        except (RuntimeError, ValueError):
+            self.close()
+            raise
 
     # Life cycle.
 
