@@ -71,11 +71,16 @@ fn readData(self: *Fields, protocol: *Object) py.Error!void {
     try deliver(self, protocol, data);
 }
 
+/// From the shared buffer into the reader's: no bytes object in between.
 fn readIntoReader(self: *Fields, protocol: *Object) py.Error!void {
-    const data = (try receive(self, protocol)) orelse return;
-    defer py.decref(data);
-    if (stream_reader.feed(self.loop.state, protocol, py.bytesOf(data))) |fed| {
-        if (!fed) try deliver(self, protocol, data);
+    const buffer = try self.loop.takeReadBuffer();
+    defer self.loop.putReadBuffer(buffer);
+    const count = (try received(self, protocol, core.sys.recv(self.fd(), buffer))) orelse return;
+    if (stream_reader.feed(self.loop.state, protocol, buffer[0..count])) |fed| {
+        if (fed) return;
+        const data = try py.newBytes(buffer[0..count]);
+        defer py.decref(data);
+        try deliver(self, protocol, data);
     } else |_| {
         try stream_close.fatalPending(self, "Fatal error: protocol.data_received() call failed.");
     }
