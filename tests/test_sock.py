@@ -438,3 +438,219 @@ def test_many_at_once(run):
             assert answers == [b"%d" % number for number in range(100)]
 
     run(main())
+
+
+def test_data_that_came_before_the_cancellation_is_kept(run, ends):
+    left, right = ends
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(20):
+            task = asyncio.ensure_future(loop.sock_recv(left, 10))
+            await turns(2)
+            right.send(b"kept")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await within(loop.sock_recv(left, 10)) == b"kept"
+
+    run(main())
+
+
+def test_the_last_of_two_receivers_gets_the_data(run, ends):
+    left, right = ends
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        first = asyncio.ensure_future(loop.sock_recv(left, 10))
+        await turns(2)
+        second = asyncio.ensure_future(loop.sock_recv(left, 10))
+        await turns(2)
+        right.send(b"one")
+        assert await within(second) == b"one"
+        await turns(3)
+        assert not first.done()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        right.send(b"two")
+        assert await within(loop.sock_recv(left, 10)) == b"two"
+
+    run(main())
+
+
+def test_a_reader_takes_the_place_of_a_receiver(run, ends):
+    left, right = ends
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        receiving = asyncio.ensure_future(loop.sock_recv(left, 10))
+        await turns(2)
+        ready = asyncio.Event()
+        loop.add_reader(left, ready.set)
+        right.send(b"x")
+        await within(ready.wait())
+        assert loop.remove_reader(left)
+        assert not receiving.done()
+        receiving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await receiving
+        assert await within(loop.sock_recv(left, 10)) == b"x"
+        assert not loop.remove_reader(left)
+
+    run(main())
+
+
+def test_a_reader_is_added_in_the_step_that_received(run, ends):
+    left, right = ends
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        receiving = asyncio.ensure_future(loop.sock_recv(left, 10))
+        await turns(2)
+        loop.call_soon(right.send, b"x")
+        assert await within(receiving) == b"x"
+        ready = asyncio.Event()
+
+        async def receive_then_watch() -> None:
+            assert await loop.sock_recv(left, 10) == b"y"
+            loop.add_reader(left, ready.set)
+
+        watching = asyncio.ensure_future(receive_then_watch())
+        await turns(2)
+        right.send(b"y")
+        await within(watching)
+        right.send(b"z")
+        await within(ready.wait())
+        assert loop.remove_reader(left)
+
+    run(main())
+
+
+def test_a_number_reused_in_the_step_that_received(run):
+    """The socket is closed and another takes its number before the loop gets back control."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        left.setblocking(False)
+
+        async def swap() -> tuple[socket.socket, socket.socket]:
+            assert await loop.sock_recv(left, 10) == b"x"
+            number = left.fileno()
+            left.close()
+            new_left, new_right = socket.socketpair()
+            assert number in (new_left.fileno(), new_right.fileno())
+            if new_right.fileno() == number:
+                new_left, new_right = new_right, new_left
+            new_left.setblocking(False)
+            receiving = loop.sock_recv(new_left, 10)
+            loop.call_soon(new_right.send, b"y")
+            assert await receiving == b"y"
+            return new_left, new_right
+
+        swapping = asyncio.ensure_future(swap())
+        await turns(2)
+        right.send(b"x")
+        new_left, new_right = await within(swapping)
+        for sock in (right, new_left, new_right):
+            sock.close()
+
+    run(main())
+
+
+@pytest.mark.only_zloop("asyncio never tells the new socket from the old one")
+def test_a_socket_closed_under_a_receiver_is_an_error_once_its_number_is_reused(run):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        abandoned = asyncio.ensure_future(loop.sock_recv(left, 10))
+        await turns(2)
+        number = left.fileno()
+        left.close()
+        new_left, new_right = socket.socketpair()
+        assert number in (new_left.fileno(), new_right.fileno())
+        if new_right.fileno() == number:
+            new_left, new_right = new_right, new_left
+        new_left.setblocking(False)
+        receiving = asyncio.ensure_future(loop.sock_recv(new_left, 10))
+        await turns(2)
+        new_right.send(b"mine")
+        assert await within(receiving) == b"mine"
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await within(abandoned)
+        for sock in (right, new_left, new_right):
+            sock.close()
+
+    run(main())
+
+
+def test_a_coroutine_like_any_other(run, ends):
+    left, right = ends
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        receiving = loop.sock_recv(left, 10)
+        assert asyncio.iscoroutine(receiving)
+        waiting = receiving.send(None)
+        assert asyncio.isfuture(waiting)
+        assert waiting.get_loop() is loop
+        assert not waiting.done()
+        with pytest.raises(asyncio.InvalidStateError):
+            waiting.result()
+        called = []
+        waiting.add_done_callback(called.append)
+        waiting.add_done_callback(called.append)
+        assert waiting.cancel()
+        assert waiting.cancelled()
+        assert not waiting.cancel()
+        await turns(2)
+        assert called == [waiting, waiting]
+        with pytest.raises(asyncio.CancelledError):
+            receiving.send(None)
+        thrown = loop.sock_recv(left, 10)
+        thrown.send(None)
+        with pytest.raises(ZeroDivisionError):
+            thrown.throw(ZeroDivisionError())
+        closed = loop.sock_recv(left, 10)
+        closed.send(None)
+        closed.close()
+        right.send(b"x")
+        assert await within(loop.sock_recv(left, 10)) == b"x"
+
+    run(main())
+
+
+def test_a_timeout_ends_the_wait(run, ends):
+    left, right = ends
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(loop.sock_recv(left, 10), 0.01)
+        right.send(b"x")
+        assert await asyncio.wait_for(loop.sock_recv(left, 10), 10) == b"x"
+
+    run(main())
+
+
+def test_sizes_and_types_of_arguments(run, ends):
+    left, right = ends
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(left, 0) == b""
+        assert await loop.sock_recv_into(left, bytearray()) == 0
+        with pytest.raises(ValueError, match="negative buffersize"):
+            await loop.sock_recv(left, -1)
+        with pytest.raises(TypeError):
+            await loop.sock_recv(left, "10")  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            await loop.sock_recv_into(left, b"read-only")  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            await loop.sock_sendall(left, "text")  # type: ignore[arg-type]
+        right.send(bytes(1000))
+        assert await within(loop.sock_recv(left, 1 << 20)) == bytes(1000)
+
+    run(main())

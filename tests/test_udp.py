@@ -532,3 +532,103 @@ def test_close_inside_datagram_received_stops_delivery(run):
         await shut(client)
 
     run(main())
+
+
+class Pausing(DatagramLog):
+    """Pauses the transport in the middle of a burst."""
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        super().datagram_received(data, addr)
+        if data == b"stop":
+            self.transport.pause_reading()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="datagram transports pause since 3.11")
+def test_pausing_in_the_middle_of_a_burst_loses_nothing(run):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        end, log = await loop.create_datagram_endpoint(Pausing, local_addr=("127.0.0.1", 0))
+        sent = [b"a", b"b", b"stop", b"c", b"d", b"stop", b"e"]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for data in sent:
+                sender.sendto(data, end.get_extra_info("sockname"))
+        assert [(await log.packet())[0] for _ in range(3)] == sent[:3]
+        await turns(5)
+        assert not log.packets
+        assert not end.is_reading()
+        end.resume_reading()
+        assert [(await log.packet())[0] for _ in range(3)] == sent[3:6]
+        await turns(5)
+        assert not log.packets
+        end.resume_reading()
+        assert (await log.packet())[0] == b"e"
+        await shut((end, log))
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="datagram transports pause since 3.11")
+def test_closing_while_paused_in_a_burst_drops_the_rest(run):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        end, log = await loop.create_datagram_endpoint(Pausing, local_addr=("127.0.0.1", 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for data in (b"stop", b"a", b"b"):
+                sender.sendto(data, end.get_extra_info("sockname"))
+        assert (await log.packet())[0] == b"stop"
+        await shut((end, log))
+        assert not log.packets
+
+    run(main())
+
+
+def test_an_exception_that_ends_the_run_keeps_the_rest_of_the_burst(loop_factory):
+    class Leaving(DatagramLog):
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            super().datagram_received(data, addr)
+            if data == b"leave":
+                raise SystemExit(7)
+
+    loop = loop_factory()
+    end, log = loop.run_until_complete(loop.create_datagram_endpoint(Leaving, local_addr=("127.0.0.1", 0)))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for data in (b"leave", b"stay", b"too"):
+            sender.sendto(data, end.get_extra_info("sockname"))
+    with pytest.raises(SystemExit):
+        loop.run_forever()
+
+    async def rest() -> None:
+        assert [(await log.packet())[0] for _ in range(3)] == [b"leave", b"stay", b"too"]
+        await shut((end, log))
+
+    loop.run_until_complete(rest())
+    loop.close()
+
+
+def test_a_reply_goes_to_whoever_asked(run):
+    """More peers than a cache of addresses could hold."""
+
+    class Answering(DatagramLog):
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            self.transport.sendto(data, addr)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        end, log = await loop.create_datagram_endpoint(Answering, local_addr=("127.0.0.1", 0))
+        here = end.get_extra_info("sockname")
+        senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(300)]
+        try:
+            for sender in senders:
+                sender.bind(("127.0.0.1", 0))
+                sender.settimeout(10)
+            for _ in range(2):
+                for i, sender in enumerate(senders):
+                    sender.sendto(b"%d" % i, here)
+                    answer = loop.run_in_executor(None, sender.recv, 100)
+                    assert await within(answer) == b"%d" % i
+        finally:
+            for sender in senders:
+                sender.close()
+        await shut((end, log))
+
+    run(main())

@@ -135,6 +135,18 @@ class SocketMethods(_engine.Loop):
                 if not handle.cancelled():
                     forget(fd)
 
+    # Transports over objects that are no sockets of Python's own: asyncio's, by the objects' methods.
+
+    def _make_socket_transport(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
+        if issubclass(type(sock), socket.socket):
+            return super()._make_socket_transport(sock, *args, **kwargs)
+        return asyncio.SelectorEventLoop._make_socket_transport(self, sock, *args, **kwargs)
+
+    def _make_datagram_transport(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
+        if issubclass(type(sock), socket.socket):
+            return super()._make_datagram_transport(sock, *args, **kwargs)
+        return asyncio.SelectorEventLoop._make_datagram_transport(self, sock, *args, **kwargs)
+
     # Files.
 
     async def _sock_sendfile_native(

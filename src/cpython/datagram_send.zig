@@ -42,9 +42,8 @@ pub const Queue = struct {
     }
 };
 
-/// Since 3.13 the queue's size counts each datagram's header, and empty datagrams are sent.
+/// Since 3.13 the queue's size counts each datagram's header.
 const header_size = if (config.py_minor >= 13) 8 else 0;
-const sends_empty = config.py_minor >= 13;
 
 /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES.
 const lost_sends_warned_from = 5;
@@ -65,9 +64,6 @@ fn sendto(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Obj
         const name = try py.check(c.PyObject_GetAttrString(@ptrCast(py.typeOf(data)), "__name__"));
         defer py.decref(name);
         return py.raiseFormat(c.PyExc_TypeError, "data argument must be a bytes-like object, not %R", .{name});
-    }
-    if (comptime !sends_empty) {
-        if (!try py.isTrue(data)) return py.newNone();
     }
     if (self.address) |only| {
         if (to) |address| if (address != only) {

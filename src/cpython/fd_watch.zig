@@ -64,6 +64,7 @@ pub fn add(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, scheduled
         self.resting_for = null;
         self.source.disarm(loop, .none);
     };
+    if (dropLost(loop, self)) self.source.disarm(loop, .none);
     var interest = self.interest();
     switch (direction) {
         .read => interest.read = true,
@@ -121,6 +122,21 @@ fn cancelBoth(loop: *LoopFields, self: *Fields) void {
             cancel(loop, registered);
         }
     }
+}
+
+/// Ends waiters whose socket the program has closed; the number can be another's now, of which the
+/// kernel has not been told. True if there was one.
+fn dropLost(loop: *LoopFields, self: *Fields) bool {
+    var any = false;
+    inline for (.{ &self.reader, &self.writer }) |field| if (field.*) |registered| {
+        if (sock_wait.isWaiter(loop, registered) and sock_wait.isClosed(loop, registered)) {
+            field.* = null;
+            sock_wait.lost(registered);
+            py.decref(registered);
+            any = true;
+        }
+    };
+    return any;
 }
 
 /// Takes a waiter out of its slot and disarms the watch. It may have been put out before.

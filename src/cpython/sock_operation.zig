@@ -144,9 +144,18 @@ pub fn receive(loop: *LoopFields, fd: core.sys.fd_t, size: usize) py.Error!?*Obj
     return data;
 }
 
+/// With the error of the socket's own methods.
+fn getWritable(comptime method: [:0]const u8, buffer: *Object, view: *c.Py_buffer) py.Error!void {
+    if (c.PyObject_GetBuffer(buffer, view, c.PyBUF_WRITABLE) == 0) return;
+    c.PyErr_Clear();
+    const name = try py.check(c.PyObject_GetAttrString(@ptrCast(py.typeOf(buffer)), "__name__"));
+    defer py.decref(name);
+    return py.raiseFormat(c.PyExc_TypeError, method ++ "() argument 1 must be read-write bytes-like object, not %U", .{name});
+}
+
 pub fn receiveInto(fd: core.sys.fd_t, buffer: *Object) py.Error!?*Object {
     var view: c.Py_buffer = undefined;
-    try py.checkInt(c.PyObject_GetBuffer(buffer, &view, c.PyBUF_WRITABLE));
+    try getWritable("recv_into", buffer, &view);
     defer c.PyBuffer_Release(&view);
     if (view.len == 0) return try py.newInt(0);
     const count = (try counted(core.sys.recvNow(fd, view.buf.?[0..@intCast(view.len)]))) orelse return null;
@@ -178,7 +187,7 @@ pub fn receiveFrom(loop: *LoopFields, fd: core.sys.fd_t, size: usize) py.Error!?
 
 pub fn receiveFromInto(fd: core.sys.fd_t, buffer: *Object, size: usize) py.Error!?*Object {
     var view: c.Py_buffer = undefined;
-    try py.checkInt(c.PyObject_GetBuffer(buffer, &view, c.PyBUF_WRITABLE));
+    try getWritable("recvfrom_into", buffer, &view);
     defer c.PyBuffer_Release(&view);
     if (size > view.len) return py.raise(c.PyExc_ValueError, "nbytes is greater than the length of the buffer");
     const target: []u8 = if (view.buf) |start| start[0..size] else &.{};

@@ -119,6 +119,16 @@ pub fn lost(object: *Object) void {
     transport.queueStep(self) catch c.PyErr_WriteUnraisable(object);
 }
 
+/// Whether the socket has lost the descriptor that the operation waits for.
+pub fn isClosed(loop: *LoopFields, object: *Object) bool {
+    const self = of(object);
+    const fd = sock_operation.fileno(loop, self.sock) catch {
+        c.PyErr_Clear();
+        return true;
+    };
+    return fd != self.fd;
+}
+
 pub fn queue(loop: *LoopFields, object: *Object) void {
     py.incref(object);
     loop.core.ready.pushAssumeCapacity(.ofSource(&of(object).source, .step));
