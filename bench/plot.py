@@ -87,7 +87,7 @@ def axis(top: float, bottom: float) -> list[str]:
         x = place(ratio)
         colour = "#1864ab" if ratio == 1 else "#dee2e6"
         lines.append(f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="{colour}"/>')
-        label = f"{ratio:g} times" if ratio >= 1 else f"1/{1 / ratio:g}"
+        label = f"{ratio:g}x" if ratio >= 1 else f"1/{1 / ratio:g}"
         lines.append(text(x, top - 4, label, 'text-anchor="middle" fill="#495057"'))
         ratio *= 2
     return lines
