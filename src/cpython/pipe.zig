@@ -164,11 +164,16 @@ pub fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
 }
 
 /// connection_made, then the watch, then the waiter: asyncio's order.
-pub fn start(self: *Fields, interest: core.reactor.Interest, comptime message: [:0]const u8) py.Error!void {
-    self.started = true;
-    if (self.protocol) |protocol| {
-        try transport.callReported(self, protocol, .connection_made, .{self.object()});
-    }
+pub fn start(self: *Fields, comptime interest: fn (*const Fields) core.reactor.Interest, comptime message: [:0]const u8) py.Error!void {
+    const Begin = struct {
+        fn run(fields: *Fields) py.Error!void {
+            return begin(fields, interest(fields), message);
+        }
+    };
+    return transport.start(self, Begin.run);
+}
+
+fn begin(self: *Fields, interest: core.reactor.Interest, message: [*:0]const u8) py.Error!void {
     if (!self.closing and !self.paused and !self.loop.closed) {
         const armed = self.source.watch.armed;
         arm(self, .{ .read = interest.read or armed.read, .write = armed.write }) catch |err| {

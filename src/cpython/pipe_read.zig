@@ -35,9 +35,13 @@ fn isReading(self: *const Fields) bool {
     return !self.paused and !self.closing;
 }
 
+fn interest(_: *const Fields) core.reactor.Interest {
+    return .{ .read = true };
+}
+
 fn step(source: *Source) py.Error!void {
     const self: *Fields = .ofSource(source);
-    if (!self.started) return pipe.start(self, .{ .read = true }, fatal_message);
+    if (!self.started) return pipe.start(self, interest, fatal_message);
     if (self.eof_pending) {
         self.eof_pending = false;
         if (self.protocol) |protocol| {

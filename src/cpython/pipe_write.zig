@@ -29,9 +29,13 @@ pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*O
     return pipe.create(loop, loop.state.write_pipe_type, &vtable, try .parse("_write_pipe", argv, names));
 }
 
+fn interest(self: *const Fields) core.reactor.Interest {
+    return .{ .read = self.watches_peer };
+}
+
 fn step(source: *Source) py.Error!void {
     const self: *Fields = .ofSource(source);
-    if (!self.started) return pipe.start(self, .{ .read = self.watches_peer }, fatal_message);
+    if (!self.started) return pipe.start(self, interest, fatal_message);
     try pipe.connectionLost(self);
 }
 

@@ -27,10 +27,10 @@ pub fn step(source: *Source) py.Error!void {
 
 /// connection_made, then reading, then the waiter: asyncio's order.
 pub fn start(self: *Fields) py.Error!void {
-    self.started = true;
-    if (self.protocol) |protocol| {
-        try transport.callReported(self, protocol, .connection_made, .{self.object()});
-    }
+    return transport.start(self, begin);
+}
+
+fn begin(self: *Fields) py.Error!void {
     if (self.isReading() and !self.loop.closed) {
         self.source.arm(self.loop, stream.interest(self)) catch |err| {
             if (py.isExit()) return err;

@@ -27,6 +27,20 @@ pub fn setResultUnlessCancelled(state: *State, waiter: *Object) py.Error!void {
     py.decref(try py.callMethod(waiter, state.name(.set_result), .{py.none()}));
 }
 
+/// connection_made, then `begin`. An exception that leaves the loop from the first does not keep the
+/// second from happening, as in asyncio, which queues them one by one.
+pub fn start(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py.Error!void {
+    self.started = true;
+    const protocol = self.protocol orelse return begin(self);
+    callReported(self, protocol, .connection_made, .{self.source.object}) catch {
+        const left: py.Saved = .save();
+        begin(self) catch c.PyErr_WriteUnraisable(self.source.object);
+        left.restore();
+        return error.Python;
+    };
+    return begin(self);
+}
+
 /// Calls a protocol method in the transport's context; false if it raised, with the exception set.
 /// Exceptions that must leave the loop come back as the error.
 pub fn enteredCall(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
