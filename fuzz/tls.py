@@ -2,10 +2,10 @@
 
     python fuzz/tls.py [--seconds 60] [--seed N] [--case N]
 
-Each case is a conversation with a scripted peer whose bytes are changed on the way: flipped, dropped, doubled,
-cut off, split into crumbs, with junk in between. What the program sees (did the handshake succeed, which exception,
-the order of callbacks, the data) must be what asyncio shows, except that the direct engine delivers what was
-authentic before a failure. The keys of a conversation are random, so a difference counts only if it
+Each case is a conversation with a scripted peer whose bytes change on the way: flipped, dropped, doubled, cut
+off, split into crumbs, with junk in between. What the program sees (did the handshake succeed, which
+exception, the order of callbacks, the data) must be what asyncio shows, save that the direct engine delivers
+what was authentic before a failure. The keys of a conversation are random, so a difference counts only if it
 comes back. The status is 1 if one did.
 """
 

@@ -136,9 +136,18 @@ fn readAll(self: *Fields) py.Error!void {
     if (self.app_writing_paused) try tls_write.controlWriting(self);
 }
 
+/// The exception of a failed decryption. From here on OpenSSL is left alone: what the program
+/// writes during the last delivery is dropped.
+fn failureOf(self: *Fields, end: End) py.Error!?*Object {
+    if (end != .failed) return null;
+    const exception = try tls_life.takeFailure(self, .read);
+    self.phase = .unwrapped;
+    return exception;
+}
+
 /// After a delivery: the connection ends if the decryption before it failed.
 fn conclude(self: *Fields, end: End, failure: ?*Object) py.Error!End {
-    if (failure) |exception| if (self.isOpen()) try tls_life.fail(self, exception);
+    if (failure) |exception| try tls_life.fail(self, exception);
     return end;
 }
 
@@ -160,7 +169,7 @@ fn readData(self: *Fields, protocol: *Object) py.Error!End {
         } else if (c._PyBytes_Resize(&data, @intCast(count)) < 0) return error.Python;
     }
     defer py.xdecref(data);
-    const failure = if (end == .failed) try tls_life.takeFailure(self, .read) else null;
+    const failure = try failureOf(self, end);
     defer py.xdecref(failure);
     if (data) |bytes| try deliver(self, protocol, bytes);
     return conclude(self, end, failure);
@@ -190,7 +199,7 @@ fn readBuffered(self: *Fields, protocol: *Object) py.Error!End {
     var count: usize = 0;
     const end = decrypt(self, view.buf.?[0..@intCast(view.len)], &count);
     c.PyBuffer_Release(&view);
-    const failure = if (end == .failed) try tls_life.takeFailure(self, .read) else null;
+    const failure = try failureOf(self, end);
     defer py.xdecref(failure);
     if (count > 0) {
         const filled = try py.newInt(count);
@@ -205,7 +214,7 @@ fn readIntoReader(self: *Fields, protocol: *Object) py.Error!End {
     defer self.loop.putScratch(scratch);
     var count: usize = 0;
     const end = decrypt(self, scratch, &count);
-    const failure = if (end == .failed) try tls_life.takeFailure(self, .read) else null;
+    const failure = try failureOf(self, end);
     defer py.xdecref(failure);
     if (count > 0 and !try stream_reader.feed(self.loop.state, protocol, scratch[0..count])) {
         const data = try py.newBytes(scratch[0..count]);
