@@ -285,6 +285,7 @@ pub extern fn PyLong_AsUnsignedLong(*PyObject) c_ulong;
 pub extern fn PyFloat_FromDouble(f64) ?*PyObject;
 pub extern fn PyFloat_AsDouble(*PyObject) f64;
 pub extern fn PyNumber_Add(*PyObject, *PyObject) ?*PyObject;
+pub extern fn PyNumber_Long(*PyObject) ?*PyObject;
 pub extern fn PyNumber_Index(*PyObject) ?*PyObject;
 pub extern fn PyBool_FromLong(c_long) ?*PyObject;
 

@@ -1,5 +1,6 @@
 //! add_reader, add_writer and their kin, public and internal.
 
+const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -18,9 +19,24 @@ pub fn descriptor(given: *Object) py.Error!core.sys.fd_t {
     if (fd >= 0) return fd;
     if (py.matches(c.PyExc_TypeError)) {
         c.PyErr_Clear();
-        return py.raiseFormat(c.PyExc_ValueError, "Invalid file object: %R", .{given});
+        return convertible(given) orelse py.raiseFormat(c.PyExc_ValueError, "Invalid file object: %R", .{given});
     }
     return error.Python;
+}
+
+/// As in `selectors`, `fileno()` may give anything that `int()` takes.
+fn convertible(given: *Object) ?core.sys.fd_t {
+    const number = number: {
+        const method = c.PyObject_GetAttrString(given, "fileno") orelse break :number null;
+        defer py.decref(method);
+        const result = c.PyObject_CallNoArgs(method) orelse break :number null;
+        defer py.decref(result);
+        break :number c.PyNumber_Long(result);
+    };
+    defer py.xdecref(number);
+    const fd = if (number) |n| c.PyLong_AsLong(n) else -1;
+    if (c.PyErr_Occurred() != null) c.PyErr_Clear();
+    return if (fd < 0) null else std.math.cast(core.sys.fd_t, fd);
 }
 
 /// asyncio's guard for descriptors that a live transport owns.
