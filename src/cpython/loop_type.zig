@@ -285,6 +285,7 @@ fn clearFields(object: *Object) callconv(.c) c_int {
 fn runOnce(object: *Object) py.Error!*Object {
     const self = of(object);
     try self.checkClosed();
+    self.core.beginRun();
     while (true) {
         self.core.turn(self, self.stopping) catch |err| return raise.fromCore(err);
         if (self.stopping or self.closed) return py.newNone();
