@@ -12,6 +12,7 @@ import gc
 import os
 import socket
 import ssl
+import subprocess
 import sys
 import warnings
 import weakref
@@ -23,6 +24,7 @@ from harness import (
     BufferedLog,
     Echo,
     Log,
+    child_env,
     connected,
     pattern,
     reset,
@@ -182,6 +184,72 @@ def test_an_unknown_engine_is_refused(loop_factory, engine, monkeypatch):
     monkeypatch.setenv("ZLOOP_TLS", "fast")
     with pytest.raises(ValueError, match="auto, native, asyncio"):
         loop_factory()
+
+
+FOREIGN_SSL = """
+import _socket, _ssl, asyncio, ssl, sys
+{change}
+import zloop
+loop = zloop.new_event_loop()
+assert loop.tls_engine == "asyncio", loop.tls_engine
+assert loop._tls_unavailable() == {reason!r}, loop._tls_unavailable()
+
+async def main():
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_context.load_cert_chain(sys.argv[1])
+    async def serve(reader, writer):
+        writer.write(await reader.readexactly(5))
+        writer.close()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_context)
+    port = server.sockets[0].getsockname()[1]
+    context = ssl.create_default_context(cafile=sys.argv[2])
+    reader, writer = await asyncio.open_connection("localhost", port, ssl=context)
+    writer.write(b"hello")
+    print(await reader.read())
+    writer.close()
+    server.close()
+
+loop.run_until_complete(main())
+loop.close()
+import os
+os.environ["ZLOOP_TLS"] = "native"
+try:
+    zloop.new_event_loop()
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.only_zloop("asyncio has no engines")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("_ssl.__file__ = _socket.__file__", "_ssl does not share its OpenSSL: SSL_read_ex was not found"),
+        ("_ssl._SSLSocket = int", "the layout of _ssl's objects is not known"),
+        ("ssl.SSLObject = type('Other', (ssl.SSLObject,), {})", "ssl.SSLObject is not itself"),
+        ("del ssl.MemoryBIO", "an object of the ssl module is not what it is expected to be"),
+    ],
+)
+def test_anything_unexpected_gets_asyncios_engine(loop_name, engine, tls_files, change, reason):
+    if engine == "native":
+        pytest.skip("the child decides")
+    if "MemoryBIO" in change:
+        # asyncio needs it as well: it comes back after the look.
+        change = "kept = ssl.MemoryBIO\n" + change + "\nimport zloop\nzloop.new_event_loop().tls_engine\n"
+        change += "ssl.MemoryBIO = kept"
+    code = FOREIGN_SSL.format(change=change, reason=reason)
+    environment = {**child_env(), "ZLOOP_TLS": "auto"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *tls_files],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "b'hello'"
+    assert reason in done.stdout
 
 
 @pytest.mark.only_zloop("asyncio has no engines")
