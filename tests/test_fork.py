@@ -272,3 +272,45 @@ def fd_is_inheritable(fd: int) -> bool:
         return os.get_inheritable(fd)
     except OSError:
         return False
+
+
+@pytest.mark.only_zloop("asyncio's child queues work that nobody runs, or runs the parent's")
+def test_the_childs_copy_takes_no_work(loop_name):
+    output = child(
+        loop_name,
+        """
+        loop = factory()
+        left, right = socket.socketpair()
+        ran = []
+        def split():
+            if os.fork() == 0:
+                calls = {
+                    "call_soon": lambda: loop.call_soon(print),
+                    "call_soon_threadsafe": lambda: loop.call_soon_threadsafe(print),
+                    "call_later": lambda: loop.call_later(0, print),
+                    "add_reader": lambda: loop.add_reader(left, print),
+                    "create_task": lambda: loop.create_task(asyncio.sleep(0)),
+                    "run_in_executor": lambda: loop.run_in_executor(None, print),
+                }
+                for name, call in calls.items():
+                    try:
+                        call()
+                        say(name, "was taken")
+                    except RuntimeError as exc:
+                        assert "fork" in str(exc), exc
+        loop.call_soon(split)
+        loop.call_soon(lambda: ran.append(os.getpid()))
+        loop.call_soon(loop.stop)
+        try:
+            loop.run_forever()
+        except RuntimeError as exc:
+            # The child came back from the callback: the rest of the turn is the parent's.
+            say("child left", "fork" in str(exc), ran)
+            loop.close()
+            os._exit(0)
+        os.wait()
+        say("parent ran", ran == [os.getpid()])
+        loop.close()
+        """,
+    )
+    assert output == "child left True []\nparent ran True\n"

@@ -358,3 +358,70 @@ def test_a_protocol_factory_that_raises_leaves_the_file_alone(run, pipe):
             assert not file.closed
 
     run(main())
+
+
+@pytest.mark.only_zloop(
+    "a writing transport of asyncio that closes unregisters the reader of the same number"
+)
+def test_both_directions_of_a_terminal_under_one_number(run):
+    """What programs do that talk to a pseudo-terminal: one descriptor, a transport for each direction."""
+
+    async def main() -> None:
+        import tty
+
+        controller, terminal = os.openpty()
+        tty.setraw(terminal)
+        file = os.fdopen(controller, "r+b", 0)
+        reader, reader_log = await read_end(file)
+        writer, writer_log = await write_end(os.fdopen(controller, "wb", 0, closefd=False))
+        size = 300_000
+        os.write(terminal, b"before")
+        writer.write(pattern(size))  # more than the terminal takes: the writer has to be watched, too
+        assert writer.get_write_buffer_size() > 0
+        assert await reader_log.got(6) == b"before"
+        received = b""
+        received = b""
+        while len(received) < size:
+            received += await asyncio.get_running_loop().run_in_executor(None, os.read, terminal, size)
+            os.write(terminal, b".")
+        assert received == pattern(size)
+        await reader_log.got(1)
+        writer.close()
+        assert await within(writer_log.lost) is None
+        os.close(terminal)
+        await within(reader_log.lost)
+        assert reader.is_closing()
+        assert file.closed
+
+    run(main())
+
+
+@pytest.mark.only_zloop("asyncio leaves the terminal non-blocking to the shell")
+def test_a_terminal_gets_its_blocking_mode_back_with_the_last_transport(run):
+    async def main() -> None:
+        controller, terminal = os.openpty()
+        reader, reader_log = await read_end(os.fdopen(os.dup(terminal), "rb", 0))
+        writer, writer_log = await write_end(os.fdopen(os.dup(terminal), "wb", 0))
+        assert not os.get_blocking(terminal)
+        reader.close()
+        await within(reader_log.lost)
+        assert not os.get_blocking(terminal)
+        writer.close()
+        await within(writer_log.lost)
+        assert os.get_blocking(terminal)
+        os.close(terminal)
+        os.close(controller)
+
+    run(main())
+
+
+@pytest.mark.only_zloop("asyncio raises from close() and leaves the pipe open")
+def test_closing_after_the_loop_closes_the_pipe(loop_factory, pipe):
+    loop = loop_factory()
+    writer, _ = loop.run_until_complete(write_end(pipe[1]))
+    reader, _ = loop.run_until_complete(read_end(pipe[0]))
+    loop.close()
+    writer.close()
+    reader.close()
+    assert pipe[0].closed
+    assert pipe[1].closed

@@ -422,3 +422,63 @@ def test_subprocess_shell_of_the_loop(run):
             await loop.subprocess_exec(ChildLog, SHELL, shell=True)
 
     run(main())
+
+
+@pytest.mark.only_zloop("how asyncio waits for children differs by version")
+@pytest.mark.parametrize("reason", ["missing", "forbidden", "no descriptor left"])
+def test_without_an_exit_descriptor_a_thread_waits(run, monkeypatch, reason):
+    if reason == "missing":
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    else:
+        error = PermissionError() if reason == "forbidden" else OSError(24, "Too many open files")
+
+        def refuse(pid: int, flags: int = 0) -> int:
+            raise error
+
+        monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
+
+    async def main() -> None:
+        processes = await asyncio.gather(*[sh(f"exit {code}", stdout=PIPE) for code in range(10)])
+        ended = await within(asyncio.gather(*[process.wait() for process in processes]))
+        assert ended == list(range(10))
+        process = await sh("read line", stdin=PIPE)
+        process.kill()
+        assert await within(process.wait()) == -signal.SIGKILL
+
+    run(main())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.only_zloop("asyncio reports 255 for a child whose status Popen itself has taken")
+def test_a_status_that_popen_has_taken_is_not_lost(run):
+    async def main() -> None:
+        process = await sh("exit 3")
+        popen = process._transport.get_extra_info("subprocess")
+        assert popen.wait() == 3  # in the loop's thread, so the loop cannot be first
+        assert await within(process.wait()) == 3
+
+    run(main())
+
+
+@pytest.mark.only_zloop("some versions of asyncio signal the number again, whoever has it by then")
+def test_a_child_that_was_reaped_is_not_signalled(run, monkeypatch):
+    async def main() -> None:
+        # A grandchild keeps the pipe, and so the transport, alive after the child.
+        process = await sh("sleep 60 & echo $!; exit 0", stdout=PIPE)
+        assert process.stdout is not None
+        grandchild = int(await within(process.stdout.readline()))
+        try:
+            await until(lambda: process.returncode == 0)
+            signalled: list[tuple[int, int]] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "kill", lambda *what: signalled.append(what))
+                process._transport.send_signal(signal.SIGTERM)
+                process._transport.kill()
+            assert signalled == []
+        finally:
+            os.kill(grandchild, signal.SIGKILL)
+        assert await within(process.stdout.read()) == b""
+        assert await within(process.wait()) == 0
+
+    run(main())
