@@ -15,6 +15,7 @@ import asyncio
 import os
 import select
 import subprocess
+import sys
 import threading
 from asyncio import base_subprocess
 from asyncio.log import logger
@@ -122,6 +123,11 @@ async def make_transport(
     transport = SubprocessTransport(
         loop, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
     )
+    if sys.version_info < (3, 12) and stdin == subprocess.PIPE:
+        # drain() tells the program that the child has left; early versions log it as well.
+        closed = getattr(protocol, "_stdin_closed", None)
+        if isinstance(closed, asyncio.Future):
+            closed.add_done_callback(_retrieve)
     try:
         transport.watch_exit()
     except BaseException:
@@ -137,6 +143,11 @@ async def make_transport(
         await asyncio.shield(transport._wait())
         raise
     return transport
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 def _exitcode(status: int) -> int:
