@@ -9,7 +9,9 @@ from asyncio import unix_events
 from ._loop import Loop
 
 # The public names warn since 3.14; what they stand for has moved behind an underscore there.
-_default_policy = getattr(unix_events, "_DefaultEventLoopPolicy", None) or unix_events._UnixDefaultEventLoopPolicy
+_default_policy = (
+    getattr(unix_events, "_DefaultEventLoopPolicy", None) or unix_events._UnixDefaultEventLoopPolicy
+)
 
 
 class EventLoopPolicy(_default_policy):  # type: ignore[misc, valid-type]

@@ -116,7 +116,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
 
         /// Any thread.
         pub fn wake(self: *Self) void {
-            if (!self.waiting.swap(false, .seq_cst)) return;
+            if (!self.waiting.load(.seq_cst) or !self.waiting.swap(false, .seq_cst)) return;
             // The parent's wake-up is not a child's to use.
             if (self.isForked()) return;
             // The loop can have left the wait by itself and be closing at this moment.

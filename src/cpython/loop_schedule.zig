@@ -35,14 +35,25 @@ fn callSoonThreadsafe(object: *Object, argv: []const *Object, names: ?*Object) p
     const scheduled = try handle.create(loop, .soon, parsed);
     errdefer py.decref(scheduled);
     if (loop.debug) try recordSource(loop, scheduled);
-    const own_thread = loop.thread_id != 0 and loop.thread_id == c.PyThread_get_thread_ident();
     py.incref(scheduled);
-    const posted = if (own_thread) loop.core.post(.ofHandle(scheduled)) else loop.core.postThreadsafe(.ofHandle(scheduled));
+    const posted = postFromAnyThread(loop, scheduled);
     posted catch |err| {
         py.decref(scheduled);
         return raise.fromCore(err);
     };
     return scheduled;
+}
+
+/// With a GIL whoever holds it may touch the queue, which the loop leaves alone while it waits.
+/// Without one other threads hand over by way of the inbox.
+inline fn postFromAnyThread(loop: *LoopFields, scheduled: *Object) @import("std").mem.Allocator.Error!void {
+    if (comptime @import("config").gil_disabled) {
+        const own_thread = loop.thread_id != 0 and loop.thread_id == c.PyThread_get_thread_ident();
+        if (!own_thread) return loop.core.postThreadsafe(.ofHandle(scheduled));
+        return loop.core.post(.ofHandle(scheduled));
+    }
+    try loop.core.post(.ofHandle(scheduled));
+    loop.core.wake();
 }
 
 fn callLater(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {

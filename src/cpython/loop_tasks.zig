@@ -1,7 +1,6 @@
 //! create_future and create_task. Futures and tasks are asyncio's own; this is the shortest way to
 //! them.
 
-const std = @import("std");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const loop_type = @import("loop_type.zig");
@@ -60,12 +59,13 @@ fn withLoop(state: *State, names: *Object) py.Error!*Object {
 
 /// asyncio's own method: task factories, debug mode, and its errors for bad arguments.
 fn inherited(loop: *LoopFields, argv: []const *Object, names: ?*Object) py.Error!*Object {
-    var stack: std.ArrayList(?*Object) = .empty;
-    defer stack.deinit(loop_type.gpa);
-    stack.append(loop_type.gpa, loop.object()) catch return py.noMemory();
-    for (argv) |arg| stack.append(loop_type.gpa, arg) catch return py.noMemory();
+    var few: [keyword_count_max + 2]?*Object = undefined;
+    const stack = if (argv.len < few.len) few[0 .. argv.len + 1] else loop_type.gpa.alloc(?*Object, argv.len + 1) catch return py.noMemory();
+    defer if (stack.ptr != &few) loop_type.gpa.free(stack);
+    stack[0] = loop.object();
+    for (argv, stack[1..]) |arg, *place| place.* = arg;
     const keyword_count = if (names) |n| py.tupleSize(n) else 0;
-    return py.check(c.PyObject_Vectorcall(loop.state.inherited_create_task, stack.items.ptr, stack.items.len - keyword_count, names));
+    return py.check(c.PyObject_Vectorcall(loop.state.inherited_create_task, stack.ptr, stack.len - keyword_count, names));
 }
 
 fn getTaskFactory(object: *Object) py.Error!*Object {

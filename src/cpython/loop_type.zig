@@ -260,14 +260,19 @@ fn dealloc(object: *Object) callconv(.c) void {
     py.decref(module);
 }
 
+/// A longer queue is not shown to the garbage collector, whose every run would go through it. What
+/// it holds then counts as in use, so a loop dropped unclosed with so much pending is never found.
+const traverse_count_max = 1024;
+
 fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
     try visitor.object(self.module);
-    for (0..self.core.ready.len) |i| {
+    if (self.core.ready.len <= traverse_count_max) for (0..self.core.ready.len) |i| {
         const work = self.core.ready.at(i);
         if (work.kind() == .handle) try handle.traverseQueued(work.handle(), visitor) else try visitor.object(work.object());
-    }
-    for (self.core.timers.entries.items) |entry| try handle.traverseQueued(handle.ofTimer(entry.timer), visitor);
+    };
+    const timers = self.core.timers.entries.items;
+    if (timers.len <= traverse_count_max) for (timers) |entry| try handle.traverseQueued(handle.ofTimer(entry.timer), visitor);
     for (self.core.watches.slots.items) |slot| {
         if (slot) |watch| try visitor.object(Source.ofWatch(watch).object);
     }

@@ -275,12 +275,12 @@ pub fn Layout(comptime Fields: type, comptime base_size: usize) type {
         pub const size = offset + @sizeOf(Fields);
 
         pub inline fn of(object: *const Object) *Fields {
-            const bytes: [*]u8 = @constCast(@ptrCast(object));
+            const bytes: [*]u8 = @ptrCast(@constCast(object));
             return @ptrCast(@alignCast(bytes + offset));
         }
 
         pub inline fn objectOf(fields: *const Fields) *Object {
-            const bytes: [*]u8 = @constCast(@ptrCast(fields));
+            const bytes: [*]u8 = @ptrCast(@constCast(fields));
             return @ptrCast(@alignCast(bytes - offset));
         }
     };

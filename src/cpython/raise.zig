@@ -7,7 +7,7 @@ const py = @import("py.zig");
 
 /// Sets the OSError of `errno`, in the subclass Python gives it (ConnectionResetError, …).
 pub fn errno(code: core.sys.Errno) py.Error {
-    std.c._errno().* = @intCast(@intFromEnum(code));
+    std.c._errno().* = @intCast(@backingInt(code));
     _ = c.PyErr_SetFromErrno(c.PyExc_OSError);
     return error.Python;
 }

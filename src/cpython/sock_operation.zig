@@ -264,7 +264,7 @@ fn connected(fd: core.sys.fd_t, address: *Object) py.Error!?*Object {
     if (code == .SUCCESS) return py.newNone();
     const text = try py.check(c.PyUnicode_FromFormat("Connect call failed %S", address));
     defer py.decref(text);
-    const number = try py.newInt(@intFromEnum(code));
+    const number = try py.newInt(@backingInt(code));
     defer py.decref(number);
     const exception = try py.call(c.PyExc_OSError, .{ number, text });
     defer py.decref(exception);

@@ -16,15 +16,15 @@ pub const Work = struct {
     };
 
     pub inline fn ofHandle(scheduled: *py.Object) Work {
-        return .{ .bits = @intFromPtr(scheduled) | @intFromEnum(Kind.handle) };
+        return .{ .bits = @intFromPtr(scheduled) | @backingInt(Kind.handle) };
     }
 
     pub inline fn ofSource(owner: *Source, which: Kind) Work {
-        return .{ .bits = @intFromPtr(owner) | @intFromEnum(which) };
+        return .{ .bits = @intFromPtr(owner) | @backingInt(which) };
     }
 
     pub inline fn kind(self: Work) Kind {
-        return @enumFromInt(@as(u2, @truncate(self.bits)));
+        return @fromBackingInt(@intCast(@as(u2, @truncate(self.bits))));
     }
 
     pub inline fn handle(self: Work) *py.Object {
