@@ -38,6 +38,11 @@ const turns_without_poll_max = 64;
 const poll_fresh_ns = 20 * clock.ns_per_us;
 const turns_with_fresh_poll_max = 2;
 
+/// A descriptor that a program closes while it is watched, and a child process still holds, is
+/// reported by every poll from then on and cannot be removed. After this many the reactor starts
+/// anew; fewer are events that were on their way when their watch ended.
+const stale_polls_max = 4;
+
 /// `Host` supplies:
 ///   Work                                  the ready queue's element
 ///   Error                                 what ends a turn early
@@ -71,6 +76,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         waiting: std.atomic.Value(bool) = .init(false),
         turns_without_poll: u32 = 0,
         polled_ns: u64 = 0,
+        /// Polls in a row that reported a descriptor of nobody's.
+        stale_polls: u32 = 0,
 
         pub fn init(gpa: Allocator) Self {
             return .{ .gpa = gpa, .fork_count = process.forkCount() };
@@ -188,8 +195,12 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             };
             if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
             try self.ready.ensureUnusedCapacity(self.gpa, 2 * got.len);
+            var has_stale = false;
             for (got) |event| {
-                const w = self.watches.resolve(event.token) orelse continue;
+                const w = self.watches.resolve(event.token) orelse {
+                    has_stale = true;
+                    continue;
+                };
                 const queued = w.pending != reactor_.Readiness.none;
                 w.pending = w.pending.merge(.{
                     .read = event.readiness.read and w.armed.read,
@@ -197,6 +208,15 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
                 });
                 if (!queued and w.pending != reactor_.Readiness.none) host.queueWatch(w);
             }
+            self.stale_polls = if (has_stale) self.stale_polls + 1 else 0;
+            if (self.stale_polls == stale_polls_max) self.renew(reactor);
+        }
+
+        /// Out of resources, it is tried again after as many polls.
+        fn renew(self: *Self, reactor: *Reactor) void {
+            self.stale_polls = 0;
+            reactor.renew() catch return;
+            self.watches.rearm(reactor);
         }
 
         fn collectDue(self: *Self, host: *Host) Host.Error!void {
@@ -386,4 +406,46 @@ test "a forked child's copy runs nothing and wakes nobody" {
     host.loop.wake();
     try std.testing.expect(host.loop.reactor == null);
     try std.testing.expectEqual(@as(usize, 0), host.log.items.len);
+}
+
+test "a descriptor that was closed while another holds a duplicate does not keep the loop awake" {
+    const sys = @import("sys.zig");
+    const gpa = std.testing.allocator;
+    var host: TestHost = .{ .loop = .init(gpa) };
+    defer host.deinit();
+    var pairs: [2][2]sys.fd_t = undefined;
+    for (&pairs) |*pair| try std.testing.expectEqual(@as(c_int, 0), std.c.socketpair(std.c.AF.UNIX, std.c.SOCK.STREAM, 0, pair));
+    defer sys.close(pairs[0][1]);
+    defer for (pairs[1]) |fd| sys.close(fd);
+
+    var lost: Watch = .{ .fd = pairs[0][0] };
+    var kept: Watch = .{ .fd = pairs[1][0] };
+    try host.loop.watch(&lost, .{ .read = true });
+    try host.loop.watch(&kept, .{ .read = true });
+    defer host.loop.unwatch(&kept);
+    const duplicate = std.c.dup(lost.fd);
+    defer sys.close(duplicate);
+    _ = sys.send(pairs[0][1], "x");
+    sys.close(lost.fd);
+    host.loop.unwatch(&lost);
+
+    for (0..2 * stale_polls_max) |_| try host.loop.turn(&host, true);
+    try std.testing.expectEqual(@as(u32, 0), host.loop.stale_polls);
+    try std.testing.expectEqual(@as(usize, 0), host.log.items.len);
+    // The others are still watched.
+    _ = sys.send(pairs[1][1], "x");
+    try host.loop.turn(&host, true);
+    try std.testing.expectEqualSlices(u32, &.{@intCast(1000 + kept.fd)}, host.log.items);
+    // And a wake-up still ends a wait.
+    var buffer: [1]u8 = undefined;
+    _ = sys.recv(kept.fd, &buffer);
+    host.log.clearRetainingCapacity();
+    const Poster = struct {
+        fn post(loop: *Loop(TestHost)) void {
+            loop.postThreadsafe(.{ .note = 42 }) catch unreachable;
+        }
+    };
+    const thread = try std.Thread.spawn(.{}, Poster.post, .{&host.loop});
+    while (host.log.items.len == 0) try host.loop.turn(&host, false);
+    thread.join();
 }

@@ -71,6 +71,8 @@ pub fn check(comptime Backend: type) void {
     _ = @as(fn (*Backend, []Event, ?u64) WaitError![]Event, Backend.wait);
     // Ends a wait, from any thread or signal handler.
     _ = @as(fn (*Backend) void, Backend.wake);
+    // Forgets every descriptor, those that can no longer be named too; wake-ups go on working.
+    _ = @as(fn (*Backend) OpenError!void, Backend.renew);
     // The kernel object, for a program that nests loops in one another.
     _ = @as(fn (*const Backend) fd_t, Backend.fileno);
 }

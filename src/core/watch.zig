@@ -102,6 +102,15 @@ pub const WatchTable = struct {
         watch.armed = .none;
     }
 
+    /// Tells a reactor that has forgotten everything what is armed. A descriptor that it refuses is
+    /// closed, and would have reported nothing anyway.
+    pub fn rearm(self: *const WatchTable, reactor: anytype) void {
+        for (self.slots.items) |slot| {
+            const watch = slot orelse continue;
+            reactor.set(watch.token(), .none, watch.armed) catch {};
+        }
+    }
+
     /// Takes any armed watch out, kernel included; null when none is left. For closing the loop.
     pub fn popAny(self: *WatchTable, reactor: anytype) ?*Watch {
         while (self.slots.items.len > 0) {

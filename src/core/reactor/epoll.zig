@@ -3,7 +3,8 @@
 //! Facts that shaped this file:
 //! - epoll watches open file descriptions, not numbers. If another process holds a duplicate,
 //!   `close()` here leaves the registration alive and reporting for ever, and it can no longer be
-//!   removed. So the owner always calls `set(…, none)` before it closes a descriptor.
+//!   removed. So the owner always calls `set(…, none)` before it closes a descriptor, and where a
+//!   program has closed one first, only a new epoll ends the reports (`renew`).
 //! - Level-triggered costs nothing extra here: a transport reads once per turn and is told again.
 //! - The eventfd is edge-triggered: each write to it wakes, and nobody ever needs to read it back
 //!   (its counter would overflow after 2^64 wake-ups).
@@ -46,6 +47,18 @@ pub const Epoll = struct {
         _ = linux.close(self.wake_fd);
         _ = linux.close(self.epoll_fd);
         self.* = undefined;
+    }
+
+    /// A new epoll takes the place, and the number, of the old one.
+    pub fn renew(self: *Epoll) reactor.OpenError!void {
+        const fresh = try openResult(linux.epoll_create1(linux.EPOLL.CLOEXEC));
+        defer _ = linux.close(fresh);
+        control(fresh, linux.EPOLL.CTL_ADD, wake_token, self.wake_fd, linux.EPOLL.IN | linux.EPOLL.ET) catch |err| return switch (err) {
+            error.SystemResources => error.SystemResources,
+            else => error.Unexpected,
+        };
+        const close_on_exec: u32 = @bitCast(linux.O{ .CLOEXEC = true });
+        _ = try openResult(linux.dup3(fresh, self.epoll_fd, close_on_exec));
     }
 
     pub fn fileno(self: *const Epoll) reactor.fd_t {

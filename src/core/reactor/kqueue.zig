@@ -145,6 +145,9 @@ pub fn Kqueue(comptime System_: type) type {
             self.* = undefined;
         }
 
+        /// Nothing to do: a kqueue watches numbers, and closing one takes its registrations along.
+        pub fn renew(_: *Self) reactor.OpenError!void {}
+
         pub fn fileno(self: *const Self) fd_t {
             return self.kq;
         }
