@@ -429,13 +429,14 @@ test "a descriptor that was closed while another holds a duplicate does not keep
     sys.close(lost.fd);
     host.loop.unwatch(&lost);
 
-    for (0..2 * stale_polls_max) |_| try host.loop.turn(&host, true);
+    // More than enough: a turn may leave its poll out.
+    for (0..8 * stale_polls_max) |_| try host.loop.turn(&host, true);
     try std.testing.expectEqual(@as(u32, 0), host.loop.stale_polls);
     try std.testing.expectEqual(@as(usize, 0), host.log.items.len);
     // The others are still watched.
     _ = sys.send(pairs[1][1], "x");
-    try host.loop.turn(&host, true);
-    try std.testing.expectEqualSlices(u32, &.{@intCast(1000 + kept.fd)}, host.log.items);
+    while (host.log.items.len == 0) try host.loop.turn(&host, true);
+    try std.testing.expectEqual(@as(u32, @intCast(1000 + kept.fd)), host.log.items[0]);
     // And a wake-up still ends a wait.
     var buffer: [1]u8 = undefined;
     _ = sys.recv(kept.fd, &buffer);
