@@ -289,6 +289,7 @@ def test_cancelled_wait_can_be_repeated(run):
     run(main())
 
 
+@pytest.mark.asyncio_bug("logs that the child has left its input", when=sys.version_info < (3, 12), run=False)
 def test_a_child_that_ignores_its_input(run):
     async def main() -> None:
         process = await sh("exit 0", stdin=PIPE)

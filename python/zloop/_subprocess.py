@@ -79,7 +79,7 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
         """Take the child's status and tell asyncio's part; false if there is none yet."""
         proc = self._proc
         # The program can have asked Popen itself for the status; the lock is Popen's own, for that case.
-        with proc._waitpid_lock:  # type: ignore[attr-defined]
+        with proc._waitpid_lock:
             if proc.returncode is None:
                 try:
                     pid, status = os.waitpid(proc.pid, options)
