@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import cache, environments, sources
+from harness import cache, environments, hosts, sources
 from harness.errors import ConformanceError
 from harness.interpreters import Interpreter
 from harness.loops import Loop
@@ -60,10 +60,10 @@ class Suite(ABC):
         """What the child is to load for the module."""
 
     def fingerprint(self, interpreter: Interpreter) -> str:
-        """Equal for two runs that can be compared: same tests, same requirements."""
+        """Equal for two runs that can be compared: same tests, same requirements, same `localhost`."""
         requirements = environments.REQUIREMENTS_ROOT / f"{self.name}.txt"
         content = requirements.read_bytes() if requirements.exists() else b""
-        rules = [*self.left_out, *self.excluded]
+        rules = [*self.left_out, *self.excluded, "hosts" if hosts.command_prefix() else ""]
         return cache.digest(self.version(interpreter), interpreter.name, content, *rules)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import hosts
 from harness.results import CaseResult, ModuleResult
 from harness.suites import Start
 
@@ -178,7 +179,11 @@ def _run_process(order: Order, skip: list[str], limit_s: float) -> Attempt:
         if directory is None:
             directory = Path(scratch, "work")
             directory.mkdir()
-        command = [*order.start.command, *([order.target] if order.start.target_is_argument else [])]
+        command = [
+            *hosts.command_prefix(),
+            *order.start.command,
+            *([order.target] if order.start.target_is_argument else []),
+        ]
         env = {**order.env, "ZLOOP_CONFORMANCE_JOB": str(job_file), "TMPDIR": _temporary(scratch)}
         with open(order.log, "ab") as log:
             process = subprocess.Popen(
