@@ -238,7 +238,11 @@ def suites(cpython_tests: Path | None = None) -> dict[str, Suite]:
                 sha256="59bb03251907983d1603d27c3087ddb1e93299ea2163adcdba37899a4fb12ffb",
                 members=("tests/*", "pyproject.toml"),
             ),
-            excluded=_OTHER_BACKENDS,
+            excluded={
+                **_OTHER_BACKENDS,
+                "*test_keyboardinterrupt_during_test*": "gives a process on plain asyncio three seconds",
+                "*test_dynamic_async_fixture_access*": "gives a process on plain asyncio three seconds",
+            },
             arguments=("-m", "not network"),
         ),
         PytestSuite(
