@@ -295,6 +295,12 @@ pub fn label(self: *const Fields) [*:0]const u8 {
     return if (self.pipe == null) " closed" else if (self.closing) " closing" else "";
 }
 
+/// What `repr` says of the watch.
+pub fn activity(self: *const Fields, polling: bool) [*:0]const u8 {
+    if (self.pipe == null) return "closed";
+    return if (self.loop.closed) "open" else if (polling) "polling" else "idle";
+}
+
 fn getExtraInfo(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const slots = try args.parse("get_extra_info", &.{ "name", "default" }, .{ .required = 1 }, argv, names);
     if (of(object).extra) |extra| {
@@ -325,6 +331,13 @@ fn getPipe(object: *Object) py.Error!*Object {
     return py.newRef(of(object).pipe orelse py.none());
 }
 
+/// asyncio's own tests take the file away like this, so that nobody closes it a second time.
+fn setPipe(object: *Object, value: ?*Object) py.Error!void {
+    const self = of(object);
+    const given = args.given(value);
+    py.replace(&self.pipe, if (given) |file| py.newRef(file) else null);
+}
+
 fn getFd(object: *Object) py.Error!*Object {
     return py.newInt(of(object).fd());
 }
@@ -338,7 +351,7 @@ pub const methods = [_]c.PyMethodDef{
 pub const properties = [_]c.PyGetSetDef{
     py.getter("_extra", getExtra),
     py.getter("_loop", getLoop),
-    py.getter("_pipe", getPipe),
+    py.property("_pipe", getPipe, setPipe),
     py.getter("_fileno", getFd),
     py.getter("_protocol", getProtocol),
     py.getter("_closing", isClosing),

@@ -160,7 +160,7 @@ fn getPaused(object: *Object) py.Error!*Object {
 
 fn repr(object: *Object) callconv(.c) ?*Object {
     const self = pipe.of(object);
-    const state: [*:0]const u8 = if (self.pipe == null) "closed" else if (self.source.watch.armed.read) "polling" else "idle";
+    const state = pipe.activity(self, self.source.watch.armed.read);
     return c.PyUnicode_FromFormat("<ReadPipeTransport%s fd=%d %s>", pipe.label(self), @as(c_int, self.fd()), state);
 }
 

@@ -165,7 +165,7 @@ fn getProtocolPaused(object: *Object) py.Error!*Object {
 fn repr(object: *Object) callconv(.c) ?*Object {
     const self = pipe.of(object);
     if (self.pipe == null) return c.PyUnicode_FromFormat("<WritePipeTransport closed fd=%d closed>", @as(c_int, self.fd()));
-    const state: [*:0]const u8 = if (self.source.watch.armed.write) "polling" else "idle";
+    const state = pipe.activity(self, self.source.watch.armed.write);
     return c.PyUnicode_FromFormat("<WritePipeTransport%s fd=%d %s bufsize=%zd>", pipe.label(self), @as(c_int, self.fd()), state, @as(c.Ssize, @intCast(self.queue.size)));
 }
 
