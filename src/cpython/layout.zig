@@ -17,6 +17,8 @@ pub fn check() py.Error!void {
     try checkBase("asyncio", "TimerHandle", handle.base_size);
     try checkWeakrefs("asyncio", "TimerHandle", handle.weakrefs_offset);
     try checkBase("asyncio", "Transport", @import("stream.zig").base_size);
+    try checkBase("asyncio", "ReadTransport", @import("pipe.zig").base_size);
+    try checkBase("asyncio", "WriteTransport", @import("pipe.zig").base_size);
     try checkBase("asyncio", "DatagramTransport", @import("datagram.zig").base_size);
 }
 
