@@ -182,7 +182,7 @@ def parameters(function: Any) -> list[tuple[str, Any, bool]]:
     return [
         (parameter.name, parameter.kind, parameter.default is inspect.Parameter.empty)
         for parameter in inspect.signature(function).parameters.values()
-    ]
+    ][1:]  # without self, which the interpreter shows as positional-only for native methods
 
 
 @pytest.mark.parametrize("name", LOOP_METHODS)
