@@ -20,6 +20,10 @@ pub fn WriteQueue(comptime Owner: type) type {
         /// Bytes not yet sent.
         size: usize = 0,
 
+        /// Few small pieces (a response's head and body) are copied together: the kernel takes one
+        /// buffer faster than a list of them.
+        const gather_size_max = 4096;
+
         pub const Node = struct {
             next: ?*Node,
             bytes: []const u8,
@@ -88,7 +92,11 @@ pub fn WriteQueue(comptime Owner: type) type {
             var sent: usize = 0;
             while (self.first) |first| {
                 var wanted = first.bytes.len;
-                const result = if (first.next == null) writeFn(fd, first.bytes) else result: {
+                const result = if (first.next == null) writeFn(fd, first.bytes) else if (self.size <= gather_size_max) result: {
+                    var gathered: [gather_size_max]u8 = undefined;
+                    wanted = self.gather(&gathered);
+                    break :result writeFn(fd, gathered[0..wanted]);
+                } else result: {
                     var pieces: [sys.iovec_count_max]sys.Iovec = undefined;
                     var count: usize = 0;
                     wanted = 0;
@@ -128,6 +136,16 @@ pub fn WriteQueue(comptime Owner: type) type {
                 self.dropFirst(pool, gpa, node);
             }
             assert(left == 0);
+        }
+
+        fn gather(self: *const Self, buffer: *[gather_size_max]u8) usize {
+            var length: usize = 0;
+            var pieces = self.iterator();
+            while (pieces.next()) |piece| {
+                @memcpy(buffer[length..][0..piece.bytes.len], piece.bytes);
+                length += piece.bytes.len;
+            }
+            return length;
         }
 
         pub fn clear(self: *Self, pool: *Pool, gpa: Allocator) void {
