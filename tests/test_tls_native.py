@@ -172,7 +172,7 @@ def test_the_loop_tells_its_engine(run, engine, tls):
         loop: Any = asyncio.get_running_loop()
         assert loop.tls_engine == engine
         async with connected("tls", tls=tls) as pair:
-            is_direct = type(pair.client_transport).__name__ == "TlsTransport"
+            is_direct = type(pair.client_transport).__name__ == "SSLTransport"
             assert is_direct == (engine == "native")
             assert isinstance(pair.client_transport, asyncio.Transport)
 

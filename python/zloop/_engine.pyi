@@ -66,7 +66,7 @@ class Loop(asyncio.SelectorEventLoop):
         handshake_timeout: float,
         shutdown_timeout: float,
         /,
-    ) -> TlsTransport | None: ...
+    ) -> SSLTransport | None: ...
     def _start_serving(
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
@@ -124,7 +124,7 @@ class StreamTransport(transports.Transport):
     def get_write_buffer_limits(self) -> tuple[int, int]: ...
 
 @final
-class TlsTransport(transports.Transport):
+class SSLTransport(transports.Transport):
     """TLS over a StreamTransport: the program's transport and the stream's protocol in one."""
 
     @property

@@ -12,7 +12,6 @@ import selectors
 import socket
 import sys
 from asyncio import base_events, constants, format_helpers, trsock
-from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -127,9 +126,13 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
 
     def _make_self_pipe(self) -> None:
         self._ssock = self._csock = None
+        # asyncio counts its pipe here; the engine's own wake-up stands in for it.
+        self._internal_fds += 1
 
     def _close_self_pipe(self) -> None:
-        if self._csock is not None:
+        if self._csock is None:
+            self._internal_fds -= 1
+        else:
             _fork.wakeup_fds.discard(self._csock.fileno())
             super()._close_self_pipe()
 
@@ -137,6 +140,7 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         """asyncio.loop.add_signal_handler(), Unix only, in the main thread."""
         if self._csock is None and not self.is_closed():
             super()._make_self_pipe()
+            self._internal_fds -= 1
             _fork.wakeup_fds.add(self._csock.fileno())
         super().add_signal_handler(sig, callback, *args)
 
@@ -162,7 +166,7 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
     def _slow_callback(self, what: Any, duration: float) -> None:
         if duration >= self.slow_callback_duration:
             text = base_events._format_handle(what) if isinstance(what, asyncio.Handle) else what
-            logger.warning("Executing %s took %.3f seconds", text, duration)
+            base_events.logger.warning("Executing %s took %.3f seconds", text, duration)
 
     def _extract_stack(self) -> Any:
         return format_helpers.extract_stack(sys._getframe(1))

@@ -1,6 +1,6 @@
 """Which TLS engine a loop uses, and how a connection gets it.
 
-The direct engine is `_engine.TlsTransport`: a stdlib SSLObject whose OpenSSL is driven natively. Where it
+The direct engine is `_engine.SSLTransport`: a stdlib SSLObject whose OpenSSL is driven natively. Where it
 cannot run, and for what it does not serve, TLS is asyncio's own sslproto over zloop's transports. Programs
 see the same behaviour either way; `Loop.tls_engine` says which one it is.
 """
@@ -176,7 +176,7 @@ def _direct(
     started: bool = False,
     paused: bool = False,
 ) -> Any:
-    """A TlsTransport, or None if the loop or the context wants asyncio's sslproto."""
+    """A SSLTransport, or None if the loop or the context wants asyncio's sslproto."""
     if loop.tls_engine != "native":
         return None
     return loop._make_tls_transport(

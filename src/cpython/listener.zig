@@ -1,7 +1,7 @@
 //! Listener: a listening socket that accepts for a server.
 //!
 //! The descriptor belongs to the server's socket object. Connections become transports at once, for
-//! TLS with a TlsTransport on top; without the direct engine TLS takes asyncio's accept path.
+//! TLS with a SSLTransport on top; without the direct engine TLS takes asyncio's accept path.
 
 const std = @import("std");
 const core = @import("core");
@@ -179,7 +179,7 @@ fn startAccepted(self: *Fields, made: *Object, peer: *const core.sys.Address) py
     try stream_close.start(transport);
 }
 
-/// A TlsTransport over a StreamTransport, without socket object, task or future; null if the direct
+/// A SSLTransport over a StreamTransport, without socket object, task or future; null if the direct
 /// engine cannot serve the context.
 fn makeDirect(self: *Fields, fd: core.sys.fd_t) py.Error!?*Object {
     const state = self.loop.state;

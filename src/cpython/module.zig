@@ -68,7 +68,7 @@ fn setUp(module: *Object) py.Error!void {
     try expose(module, "StreamTransport", state.stream_transport_type);
     try expose(module, "ReadPipeTransport", state.read_pipe_type);
     try expose(module, "WritePipeTransport", state.write_pipe_type);
-    try expose(module, "TlsTransport", state.tls_transport_type);
+    try expose(module, "SSLTransport", state.tls_transport_type);
     try expose(module, "DatagramTransport", state.datagram_transport_type);
     try expose(module, "SocketWaiter", state.socket_waiter_type);
 

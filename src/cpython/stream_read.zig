@@ -27,7 +27,7 @@ pub const Delivery = enum {
     buffered,
     /// asyncio's own StreamReaderProtocol over its own StreamReader: into the reader's buffer.
     reader,
-    /// Our own TlsTransport: no bytes object, no call of Python.
+    /// Our own SSLTransport: no bytes object, no call of Python.
     tls,
 };
 

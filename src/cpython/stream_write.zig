@@ -180,7 +180,7 @@ fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
     }
 }
 
-/// The TlsTransport above, if there is one.
+/// The SSLTransport above, if there is one.
 fn tlsOf(self: *Fields) ?*tls.Fields {
     if (self.delivery != .tls) return null;
     return tls.of(self.protocol orelse return null);

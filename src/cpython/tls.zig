@@ -1,4 +1,4 @@
-//! TlsTransport: TLS over a StreamTransport, with OpenSSL driven directly.
+//! SSLTransport: TLS over a StreamTransport, with OpenSSL driven directly.
 //!
 //! It is both the transport that the program sees (asyncio's _SSLProtocolTransport) and the protocol
 //! of the StreamTransport below it (asyncio's SSLProtocol). The SSLObject is the stdlib's own; only
@@ -231,7 +231,7 @@ fn hasMessageCallback(state: *@import("state.zig").State, context: *Object) py.E
 
 /// `_make_tls_transport(protocol, sslcontext, waiter, server_side, server_hostname,
 /// call_connection_made, writing_paused, handshake_timeout, shutdown_timeout)`, or None.
-pub fn makeTlsTransport(object: *Object, argv: []const *Object) py.Error!*Object {
+pub fn makeSSLTransport(object: *Object, argv: []const *Object) py.Error!*Object {
     if (argv.len != 9) return py.raise(c.PyExc_TypeError, "_make_tls_transport() takes 9 arguments");
     const made = try create(loop_type.of(object), .{
         .protocol = argv[0],
@@ -369,8 +369,8 @@ fn getProtocolPaused(object: *Object) py.Error!*Object {
 fn repr(object: *Object) callconv(.c) ?*Object {
     const self = of(object);
     const label: [*:0]const u8 = if (self.lost) " closed" else if (self.closed) " closing" else "";
-    if (self.below()) |below| return c.PyUnicode_FromFormat("<TlsTransport%s over %R>", label, below.object());
-    return c.PyUnicode_FromFormat("<TlsTransport%s>", label);
+    if (self.below()) |below| return c.PyUnicode_FromFormat("<SSLTransport%s over %R>", label, below.object());
+    return c.PyUnicode_FromFormat("<SSLTransport%s>", label);
 }
 
 fn dealloc(object: *Object) callconv(.c) void {
@@ -462,7 +462,7 @@ const slots = [_]c.PyType_Slot{
 };
 
 pub const spec: c.PyType_Spec = .{
-    .name = "zloop._engine.TlsTransport",
+    .name = "zloop._engine.SSLTransport",
     .basicsize = Layout.size,
     .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = &slots,

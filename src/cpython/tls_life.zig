@@ -33,9 +33,9 @@ fn connectionMade(object: *Object, below: *Object) py.Error!*Object {
     const self = tls.of(object);
     const state = self.loop.state;
     if (!py.isExact(below, state.stream_transport_type)) {
-        return py.raise(c.PyExc_TypeError, "a TlsTransport needs a StreamTransport below it");
+        return py.raise(c.PyExc_TypeError, "a SSLTransport needs a StreamTransport below it");
     }
-    if (self.stream != null) return py.raise(c.PyExc_RuntimeError, "the TlsTransport has a transport already");
+    if (self.stream != null) return py.raise(c.PyExc_RuntimeError, "the SSLTransport has a transport already");
     self.stream = py.newRef(below);
     stream.of(below).protocol_paused = false;
     self.phase = .handshake;
