@@ -1,0 +1,377 @@
+"""README and the documentation site: every Python snippet runs, and what it prints is what the page shows.
+
+How a page is read:
+
+- A fenced block with a title (```` ```python title="app.py" ````) is a file. An example runs in an empty folder with
+  all files that the page has shown so far.
+- A Python block is run, unless a console block follows it: that one says how.
+- A block titled "Output" is the exact output of the block before it.
+- In a console block `$` begins a command and the other lines are its exact output, `...` in them being anything. A
+  command that ends in `&` is a server, ended by the test; `curl` is done by the test, as soon as the server answers.
+- `<!-- test: ... -->` before a block says what the example needs: `python 3.12`, `needs module ...`, `with service`.
+- Well-known ports are replaced by free ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+
+if not DOCS.is_dir():
+    pytest.skip("a source distribution has no documentation", allow_module_level=True)
+
+FENCE = re.compile(r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?$")
+DIRECTIVE = re.compile(r"^<!-- test: (.*) -->$")
+PORTS = ("8000", "5432", "6379")
+OUTPUT = "Output"
+PATIENCE_S = 20
+
+
+@dataclasses.dataclass
+class Block:
+    language: str
+    title: str
+    text: str
+    line: int
+    directive: str = ""
+
+
+@dataclasses.dataclass
+class Example:
+    """Blocks that belong together: files, then console blocks or an output."""
+
+    page: Path
+    blocks: list[Block]
+    files: dict[str, str]
+    """Of this example and those above it on the page."""
+
+    def __str__(self) -> str:
+        return f"{self.page.stem}-{self.blocks[0].line}"
+
+    @property
+    def directives(self) -> list[str]:
+        return [part.strip() for block in self.blocks for part in block.directive.split(";") if part.strip()]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found: list[Block] = []
+    inside: Block | None = None
+    directive = ""
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if inside is not None:
+            if line == "```":
+                found.append(inside)
+                inside = None
+            else:
+                inside.text += line + "\n"
+            continue
+        fence = FENCE.match(line)
+        if fence:
+            inside = Block(fence["language"], fence["title"] or "", "", number, directive)
+            directive = ""
+        elif line.startswith("```"):
+            raise AssertionError(f"{page.name}:{number}: a block without a language: {line}")
+        elif DIRECTIVE.match(line):
+            directive = DIRECTIVE.sub(r"\1", line)
+    assert inside is None, f"{page.name}: a block has no end"
+    return found
+
+
+def examples_of(page: Path) -> list[Example]:
+    found: list[Example] = []
+    files: dict[str, str] = {}
+    current: list[Block] = []
+
+    def finish() -> None:
+        nonlocal current
+        if any(block.language in ("python", "console") for block in current):
+            found.append(Example(page, current, dict(files)))
+        current = []
+
+    for block in blocks_of(page):
+        is_file = bool(block.title) and block.title != OUTPUT
+        runs = block.language == "console" or block.title == OUTPUT
+        if not runs and current and (current[-1].language == "console" or current[-1].title == OUTPUT):
+            finish()
+        if not runs and not is_file:
+            # A block by itself: Python is run, anything else only shows something.
+            finish()
+            if block.language != "python":
+                continue
+        if is_file:
+            # Files that are shown one after the other make one example only if a console block uses them.
+            if current and current[-1].language == block.language == "python" and not is_driven(page, block):
+                finish()
+            files[block.title] = block.text
+        current.append(block)
+    finish()
+    return found
+
+
+def is_driven(page: Path, block: Block) -> bool:
+    """Whether a console block comes before anything else is run."""
+    for later in blocks_of(page):
+        if later.line > block.line and later.title in ("", OUTPUT):
+            return later.language == "console"
+    return False
+
+
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+EXAMPLES = [example for page in PAGES for example in examples_of(page)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Session:
+    """One example's folder, ports and servers."""
+
+    def __init__(self, folder: Path, files: dict[str, str]) -> None:
+        self.folder = folder
+        self.ports = {port: str(free_port()) for port in PORTS}
+        self.servers: list[subprocess.Popen[str]] = []
+        self.environment = {**harness.child_env(), "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
+        for name, text in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.with_ports(text))
+
+    def with_ports(self, text: str) -> str:
+        for known, free in self.ports.items():
+            text = re.sub(rf"\b{known}\b", free, text)
+        return text
+
+    def arguments(self, command: str) -> tuple[list[str], dict[str, str]]:
+        words = shlex.split(self.with_ports(command))
+        environment = dict(self.environment)
+        while "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            environment[name] = value
+        if words[0] == "python":
+            words[0] = sys.executable
+        else:
+            words[:1] = [sys.executable, "-m", words[0]]
+        return words, environment
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        words, environment = self.arguments(command)
+        return subprocess.run(
+            words,
+            cwd=self.folder,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+
+    def serve(self, command: str) -> None:
+        words, environment = self.arguments(command)
+        log = (self.folder / f"server{len(self.servers)}.log").open("w")
+        with log:
+            server = subprocess.Popen(
+                words,
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        self.servers.append(server)
+
+    def log(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("server*.log")))
+
+    def fetch(self, url: str) -> str:
+        url = self.with_ports(url)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+                    return answer.read().decode()
+            except (urllib.error.URLError, ConnectionError) as error:
+                if time.monotonic() > deadline or any(server.poll() is not None for server in self.servers):
+                    raise AssertionError(f"{url}: {error}\n{self.log()}") from error
+                time.sleep(0.05)
+
+    def close(self) -> None:
+        """Ends each server with what it may have started: it leads a process group of its own."""
+        for server in self.servers:
+            try:
+                server.terminate()
+                server.wait(PATIENCE_S)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+
+
+def matches(expected: str, found: str) -> bool:
+    pattern = r".*".join(re.escape(part) for part in expected.split("..."))
+    return re.fullmatch(pattern, found) is not None
+
+
+def console_commands(text: str) -> list[tuple[str, str]]:
+    """(command, output) of each `$` line; a backslash at its end continues it."""
+    found: list[tuple[str, str]] = []
+    for line in text.replace("\\\n", "").splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], ""))
+        else:
+            command, output = found.pop()
+            found.append((command, output + line + "\n"))
+    return found
+
+
+def run_console(session: Session, text: str) -> None:
+    for command, expected in console_commands(text):
+        if command.endswith("&"):
+            session.serve(command[:-1])
+            continue
+        if command.startswith("curl "):
+            printed = session.fetch(command.split()[-1])
+        else:
+            result = session.run(command)
+            assert result.returncode == 0, f"$ {command}\n{result.stdout}{result.stderr}"
+            printed = result.stdout
+        assert matches(expected.rstrip("\n"), printed.rstrip("\n")), f"$ {command}\n{printed}\n{session.log()}"
+
+
+def run_python(session: Session, block: Block, expected: str) -> None:
+    name = block.title or "snippet.py"
+    (session.folder / name).write_text(session.with_ports(block.text))
+    result = session.run(f"python -W error::DeprecationWarning:__main__ {name}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == expected
+
+
+# Services.
+
+
+@contextlib.contextmanager
+def redis(session: Session) -> Iterator[None]:
+    """A server that speaks the protocol; in Python, so that nothing needs to be installed."""
+    if not importlib.util.find_spec("fakeredis"):
+        pytest.skip("fakeredis is not installable for this Python")
+    port = session.ports["6379"]
+    program = f"from fakeredis import TcpFakeServer; TcpFakeServer(('127.0.0.1', {port})).serve_forever()"
+    (session.folder / "fake_redis.py").write_text(program)
+    session.serve("python fake_redis.py")
+    await_port(session, port)
+    yield
+
+
+@contextlib.contextmanager
+def postgres(session: Session) -> Iterator[None]:
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("there is no PostgreSQL server on this machine")
+    data = session.folder / "data"
+    # The server refuses to run as root; whoever it runs as has to reach its folder.
+    user: str | None = None
+    if os.geteuid() == 0:
+        user = "nobody"
+        data.mkdir()
+        shutil.chown(data, user)
+        for folder in (session.folder, *session.folder.parents):
+            if not folder.stat().st_mode & 0o001:
+                folder.chmod(folder.stat().st_mode | 0o011)
+    command = [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "--no-locale"]
+    made = subprocess.run(command, check=False, user=user, cwd="/", capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    log = (session.folder / "server-postgres.log").open("w")
+    options = [f"-p{session.ports['5432']}", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
+    with log:
+        server = subprocess.Popen(
+            [binaries / "postgres", "-D", data, *options, "-c", "fsync=off"],
+            user=user,
+            cwd="/",
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    session.servers.append(server)
+    await_port(session, session.ports["5432"])
+    yield
+
+
+def postgres_binaries() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    on_path = shutil.which("initdb")
+    folders = [*([Path(on_path).resolve().parent] if on_path else []), *found]
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+def await_port(session: Session, port: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", int(port))).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline or session.servers[-1].poll() is not None:
+                raise AssertionError(session.log()) from None
+            time.sleep(0.05)
+
+
+SERVICES = {"redis": redis, "postgres": postgres}
+
+
+def fulfil(example: Example, session: Session, services: contextlib.ExitStack) -> None:
+    for directive in example.directives:
+        kind, _, rest = directive.partition(" ")
+        if kind == "python":
+            wanted = tuple(int(part) for part in rest.split("."))
+            if sys.version_info < wanted:
+                pytest.skip(f"the page says that this needs Python {rest}")
+        elif kind == "needs":
+            for module in rest.split():
+                if not importlib.util.find_spec(module):
+                    pytest.skip(f"{module} is not installed; not every interpreter has a wheel of it")
+        elif kind == "with":
+            services.enter_context(SERVICES[rest](session))
+        else:
+            raise AssertionError(f"{example}: what does {directive!r} mean?")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_example(example: Example, tmp_path: Path):
+    session = Session(tmp_path, example.files)
+    try:
+        with contextlib.ExitStack() as services:
+            fulfil(example, session, services)
+            for block, following in zip(example.blocks, [*example.blocks[1:], None]):
+                if block.language == "console":
+                    run_console(session, block.text)
+                elif block.language == "python" and not any(b.language == "console" for b in example.blocks):
+                    expected = following.text if following and following.title == OUTPUT else ""
+                    run_python(session, block, expected)
+    finally:
+        session.close()
