@@ -273,12 +273,13 @@ def new_event_loop() -> Loop:
 
 def run(main: Coroutine[Any, Any, Any], *, debug: bool | None = None) -> Any:
     """asyncio.run() on a new zloop loop, on every supported Python version."""
+    if asyncio._get_running_loop() is not None:
+        # Before a loop is made that could not be ended in an orderly way.
+        main.close()
+        raise RuntimeError("zloop.run() cannot be called from a running event loop")
     if sys.version_info >= (3, 11):
         with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
             return runner.run(main)
-    if asyncio._get_running_loop() is not None:
-        main.close()
-        raise RuntimeError("zloop.run() cannot be called from a running event loop")
     if not asyncio.iscoroutine(main):
         raise ValueError(f"a coroutine was expected, got {main!r}")
     loop = new_event_loop()
