@@ -5,7 +5,8 @@
     python -m bench.report --plot docs/performance.svg      draws the ratios to uvloop
     python -m bench.report --write PAGE --check             fails if the page is not up to date
 
-The markers of a table are `<!-- bench:GROUP -->` and `<!-- /bench:GROUP -->`.
+The markers of a table are `<!-- bench:GROUP -->` and `<!-- /bench:GROUP -->`; `losses` lists the rows of
+the page's other tables in which a peer is better, and `plot` shows the picture.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from bench.paths import RESULTS
 
 ORDER = (*loops.CONTENDERS, loops.LIMIT)
 MARKED = re.compile(r"(<!-- bench:(?P<group>[\w-]+) -->\n).*?(<!-- /bench:(?P=group) -->)", re.DOTALL)
+PICTURE = f"""<div class="wide" markdown>
+![Operations or requests a second of each row, by their ratio to {loops.REFERENCE}](performance.svg)
+</div>"""
 FAILED = "fails"
 ABSENT = ""
 
@@ -93,6 +97,21 @@ def middle(row: dict[str, Any], name: str) -> float | None:
     return None if result is None or "error" in result else stats.median(result[row["metric"]])
 
 
+def losses(documents: dict[str, dict[str, Any]]) -> str:
+    """The rows in which the best peer's median is better than the subject's, the worst first."""
+    found = []
+    for group, document in documents.items():
+        for row in document["rows"]:
+            ratio = ratios(row)[1] if middle(row, loops.SUBJECT) else ""
+            if ratio and float(ratio) < 1:
+                found.append((float(ratio), cells([group, row["name"], ratio])))
+    if not found:
+        return "There is no such row."
+    return "\n".join(
+        [cells(["", "row", "against the best peer"]), "|---|---|---:|", *(line for _, line in sorted(found))]
+    )
+
+
 def footnote(document: dict[str, Any]) -> str:
     effort = document["effort"]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(document["versions"].items()))
@@ -108,12 +127,19 @@ def footnote(document: dict[str, Any]) -> str:
 
 def rendered(page: str, documents: dict[str, dict[str, Any]]) -> str:
     """The page with every marked table replaced; a marker without results is an error, not an empty table."""
+    tables = [match["group"] for match in MARKED.finditer(page)]
 
     def replace(match: re.Match[str]) -> str:
         group = match["group"]
-        if group not in documents:
+        if group == "plot":
+            content = PICTURE
+        elif group == "losses":
+            content = losses({name: documents[name] for name in tables if name in documents})
+        elif group in documents:
+            content = table(documents[group])
+        else:
             raise SystemExit(f"the page asks for {group}, and there are no results for it")
-        return f"{match[1]}\n{table(documents[group])}\n\n{match[3]}"
+        return f"{match[1]}\n{content}\n\n{match[3]}"
 
     return MARKED.sub(replace, page)
 

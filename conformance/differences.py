@@ -1,11 +1,11 @@
 """Small behaviours on which event loops differ, each tried out on asyncio, uvloop and zloop.
 
     python conformance/differences.py                                  prints the table
-    python conformance/differences.py --write docs/differences.md      replaces what stands between the page's markers
+    python conformance/differences.py --write docs/differences.md      replaces the page's marked table
     python conformance/differences.py --loop zloop:new_event_loop      one loop's answers as JSON
 
-Each trial says what it looks at in its docstring, which is the first column of the table, and returns what it saw. It
-tells what is, not what should be. Every loop answers in a process of its own.
+Each trial says what it looks at in its docstring, which is the first column of the table, and returns what it
+saw. It tells what is, not what should be. Every loop answers in a process of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import threading
 import time
 import tty
 import warnings
-import weakref
+from asyncio import trsock
 from collections.abc import Callable, Coroutine
 from importlib import import_module
 from importlib.metadata import version
@@ -207,7 +207,7 @@ async def socket_class() -> str:
     connection = await Connection.make()
     found = connection.transport.get_extra_info("socket")
     await connection.close()
-    return yes(isinstance(found, asyncio.trsock.TransportSocket))
+    return yes(isinstance(found, trsock.TransportSocket))
 
 
 @trial
@@ -378,7 +378,9 @@ async def terminal_mode() -> str:
     controller, terminal = pty.openpty()
     tty.setraw(terminal)
     other = os.dup(terminal)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(asyncio.Protocol, os.fdopen(terminal, "rb"))
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        asyncio.Protocol, os.fdopen(terminal, "rb")
+    )
     transport.close()
     await turns()
     answer = yes(os.get_blocking(other))
@@ -467,7 +469,8 @@ def answers(name: str) -> dict[str, str]:
 def ask(name: str) -> dict[str, str]:
     command = [sys.executable, "-W", "ignore", __file__, "--loop", name]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    return json.loads(done.stdout)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 def table() -> str:
@@ -482,13 +485,17 @@ def table() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Small behaviours on which event loops differ.")
     parser.add_argument("--loop", help="module:callable; print this loop's answers as JSON")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace what stands between the page's markers")
+    parser.add_argument(
+        "--write", type=Path, metavar="PAGE", help="replace what stands between the page's markers"
+    )
     options = parser.parse_args()
     if options.loop:
         print(json.dumps(answers(options.loop)))
     elif options.write:
         page = options.write.read_text(encoding="utf-8")
-        options.write.write_text(MARKED.sub(lambda match: f"{match[1]}\n{table()}\n\n{match[2]}", page), encoding="utf-8")
+        options.write.write_text(
+            MARKED.sub(lambda match: f"{match[1]}\n{table()}\n\n{match[2]}", page), encoding="utf-8"
+        )
     else:
         print(table())
     return 0

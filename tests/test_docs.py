@@ -2,13 +2,15 @@
 
 How a page is read:
 
-- A fenced block with a title (```` ```python title="app.py" ````) is a file. An example runs in an empty folder with
-  all files that the page has shown so far.
+- A fenced block with a title (```` ```python title="app.py" ````) is a file. An example runs in an empty
+  folder with all files that the page has shown so far.
 - A Python block is run, unless a console block follows it: that one says how.
 - A block titled "Output" is the exact output of the block before it.
-- In a console block `$` begins a command and the other lines are its exact output, `...` in them being anything. A
-  command that ends in `&` is a server, ended by the test; `curl` is done by the test, as soon as the server answers.
-- `<!-- test: ... -->` before a block says what the example needs: `python 3.12`, `needs module ...`, `with service`.
+- In a console block `$` begins a command and the other lines are its exact output, `...` in them being
+  anything. A command that ends in `&` is a server, ended by the test; `curl` is done by the test, as soon
+  as the server answers.
+- `<!-- test: ... -->` before a block says what the example needs: `python 3.12`, `needs module ...`, `with
+  service`.
 - Well-known ports are replaced by free ones.
 """
 
@@ -30,6 +32,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import harness
 import pytest
@@ -260,7 +263,9 @@ def run_console(session: Session, text: str) -> None:
             result = session.run(command)
             assert result.returncode == 0, f"$ {command}\n{result.stdout}{result.stderr}"
             printed = result.stdout
-        assert matches(expected.rstrip("\n"), printed.rstrip("\n")), f"$ {command}\n{printed}\n{session.log()}"
+        assert matches(expected.rstrip("\n"), printed.rstrip("\n")), (
+            f"$ {command}\n{printed}\n{session.log()}"
+        )
 
 
 def run_python(session: Session, block: Block, expected: str) -> None:
@@ -306,7 +311,13 @@ def postgres(session: Session) -> Iterator[None]:
     made = subprocess.run(command, check=False, user=user, cwd="/", capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     log = (session.folder / "server-postgres.log").open("w")
-    options = [f"-p{session.ports['5432']}", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
+    options = [
+        f"-p{session.ports['5432']}",
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-c",
+        f"unix_socket_directories={data}",
+    ]
     with log:
         server = subprocess.Popen(
             [binaries / "postgres", "-D", data, *options, "-c", "fsync=off"],
@@ -375,3 +386,155 @@ def test_example(example: Example, tmp_path: Path):
                     run_python(session, block, expected)
     finally:
         session.close()
+
+
+# What the pages say about the tree.
+
+
+def tool(name: str) -> Any:
+    """A module of docs/_tools, conformance or bench."""
+    path = ROOT / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[path.stem]
+    return module
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def code_in(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def variables_in(text: str) -> set[str]:
+    return {word.partition("=")[0] for word in code_in(text) if word.startswith("ZLOOP_")}
+
+
+def table_rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|---")
+    ]
+
+
+def test_the_site_can_be_put_together(tmp_path: Path):
+    # Ends with an error for a link to a file that is not there.
+    tool("docs/_tools/assemble.py").Site(tmp_path / "site").assemble()
+    pages = {path.name for path in (tmp_path / "site" / "pages").glob("*.md")}
+    assert {path.name for path in DOCS.glob("*.md")} < pages
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_of_the_front_pages_lead_somewhere(name: str):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_pages_load_nothing_from_elsewhere():
+    loads = re.compile(r"!\[[^\]]*\]\(https?:|<(script|link|img)\b[^>]*https?:|@import|url\(\"?https?:")
+    for path in [*PAGES, *DOCS.glob("assets/*")]:
+        assert not loads.search(path.read_text(encoding="utf-8")), path
+
+
+def test_the_phases_of_a_turn_are_those_of_the_code():
+    source = (ROOT / "src/core/loop.zig").read_text(encoding="utf-8")
+    body = re.search(r"pub fn turn\(.*?\n        }\n", source, re.DOTALL)
+    assert body is not None
+    called = re.findall(r"self\.((?:\w+\.)*(?!is)\w+)\(", body[0])
+    shown = re.search(r"<!-- phases of turn:.*?-->\n(.*?)\n\n", page("architecture.md"), re.DOTALL)
+    assert shown is not None
+    phases = re.findall(r"^\d\. `([^`]+)`", shown[1], re.MULTILINE)
+    assert phases == [name for name in called if name not in ("isForked", "inbox.isEmptyHint")]
+    diagram = next(one for one in tool("docs/_tools/diagrams.py").DIAGRAMS if one.name == "turn")
+    assert [box.name for box in diagram.boxes if not box.inside] == phases
+
+
+def test_the_diagrams_name_what_is_in_the_code():
+    diagrams = tool("docs/_tools/diagrams.py")
+    for diagram in diagrams.DIAGRAMS:
+        drawn = (DOCS / "assets" / f"{diagram.name}.svg").read_text(encoding="utf-8")
+        assert drawn == diagrams.draw(diagram), diagram.name
+        assert f"assets/{diagram.name}.svg" in page("architecture.md")
+        for box in diagram.boxes:
+            if box.file:
+                text = (ROOT / box.file).read_text(encoding="utf-8")
+                missing = [name for name in box.names if not re.search(rf"\b{re.escape(name)}\b", text)]
+                assert not missing, f"{missing} not in {box.file} ({diagram.name})"
+
+
+def test_the_bounds_are_those_of_the_code():
+    section = page("architecture.md").partition("## Bounds")[2].partition("\n## ")[0]
+    rows = table_rows(section)[1:]
+    assert len(rows) > 4
+    units = {"KiB": 1024, "": 1}
+    for _, value, where in rows:
+        number, _, unit = value.partition(" ")
+        (name,) = code_in(where)
+        target = re.search(r"\]\(([^)]+)\)", where)
+        assert target is not None
+        text = (DOCS / target[1]).read_text(encoding="utf-8")
+        found = re.search(rf"^(?:pub )?(?:const )?{name}(?:: \w+)? = ([\d *_]+);?$", text, re.MULTILINE)
+        assert found is not None, f"no {name} in {target[1]}"
+        assert eval(found[1]) == int(number) * units[unit], name
+
+
+def test_the_api_page_has_every_public_name_and_variable():
+    zloop = pytest.importorskip("zloop", reason="not installed")
+    headings = re.findall(r"^#+ (.*)$", page("api.md").replace("\\", ""), re.MULTILINE)
+    for name in zloop.__all__:
+        assert any(heading.startswith(f"zloop.{name}") for heading in headings), name
+    used = set()
+    for path in [*ROOT.glob("python/zloop/*.py"), *ROOT.glob("build_tools/*.py"), ROOT / "hatch_build.py"]:
+        used |= set(re.findall(r"\bZLOOP_[A-Z]+(?:_[A-Z]+)*\b", path.read_text(encoding="utf-8")))
+    assert used <= variables_in(page("api.md"))
+    assert variables_in(README.read_text(encoding="utf-8")) <= used
+
+
+def test_the_messages_of_the_troubleshooting_page_are_the_programs():
+    section = page("troubleshooting.md").partition("## The build fails")[2].partition("\n## ")[0]
+    messages = [row[0].strip("`") for row in table_rows(section)[1:]]
+    assert len(messages) > 3
+    source = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("build_tools/*.py"))
+    # Strings that go over two lines are one; what is put into them is not in the source.
+    source = re.sub(r'"\n\s*f?"', "", source).replace("win32", "")
+    for message in messages:
+        for part in re.split(r"\.\.\.|win32.*|ZLOOP_ZIG|ZLOOP_BUILD_MODE|fast.*", message):
+            assert part.strip() in source, message
+    for message in ("this event loop belongs to the parent process", "zloop does not know this Python's"):
+        assert message in page("troubleshooting.md")
+        assert any(message in path.read_text("utf-8") for path in ROOT.glob("src/cpython/*.zig")), message
+
+
+def test_the_table_of_differences_holds_on_this_python():
+    """zloop's column on every version; asyncio's on the version that the table was made with."""
+    pytest.importorskip("zloop", reason="not installed")
+    if sys.platform != "linux":
+        pytest.skip("the table was made on Linux")
+    text = page("differences.md").partition("<!-- differences -->")[2].partition("<!-- /differences -->")[0]
+    head, *rows = table_rows(text)
+    made_with = re.search(r"CPython (\d+\.\d+)\.", text)
+    assert made_with is not None
+    differences = tool("conformance/differences.py")
+    columns = ["zloop"]
+    if made_with[1] == ".".join(map(str, sys.version_info[:2])):
+        columns.append("asyncio")
+    for name in columns:
+        shown = {row[0]: row[head.index(name)] for row in rows}
+        assert differences.ask(differences.LOOPS[name]) == shown
+
+
+def test_the_performance_page_is_up_to_date():
+    results = sorted(ROOT.glob("bench/results/*.json"))
+    if not results:
+        pytest.skip("no results are stored yet")
+    command = [sys.executable, "-m", "bench.report", "--check", "--write", "docs/performance.md"]
+    command += ["--plot", "docs/performance.svg"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,11 +1,12 @@
 """Put the site's source together: `python docs/_tools/assemble.py DESTINATION`, pages and configuration.
 
-The pages in `docs/` link to files of the clone by relative paths, so that they can be read in the clone as they are.
-In the site those links must lead somewhere too: a Markdown file becomes a page, any other file a page that shows it.
-A link to a file that does not exist ends the build; links between pages are checked by the site generator.
+The pages in `docs/` link to files of the clone by relative paths, so that they can be read in the clone as
+they are. In the site those links must lead somewhere too: a Markdown file becomes a page, any other file a
+page that shows it. A link to a file that does not exist ends the build; links between pages are checked by
+the site generator.
 
-`<!-- files: FOLDER -->` in a page is replaced by a table of the folder's source files, each with the first sentence
-of its own header.
+`<!-- files: FOLDER -->` in a page is replaced by a table of the folder's source files, each with the first
+sentence of its own header.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ DOCS = ROOT / "docs"
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "working-on-zloop.md"}
 CONFIGURATION = "zensical.toml"
 NOT_PAGES = (CONFIGURATION, "requirements.txt")
-LANGUAGES = {".py": "python", ".pyi": "python", ".zig": "zig", ".toml": "toml", ".json": "json", ".sh": "bash"}
+LANGUAGES = {
+    ".py": "python",
+    ".pyi": "python",
+    ".zig": "zig",
+    ".toml": "toml",
+    ".json": "json",
+    ".sh": "bash",
+}
 
 FENCE = re.compile(r"^ *(```|~~~)")
 LINK = re.compile(r"(?<!\\)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
@@ -83,7 +91,9 @@ class Site:
             listing = FILES.match(line)
             if listing:
                 line = files_table(ROOT / listing["folder"], path.parent)
-            return LINK.sub(lambda link: f"]({self.address(link['target'], path, name)}{link['anchor'] or ''})", line)
+            return LINK.sub(
+                lambda link: f"]({self.address(link['target'], path, name)}{link['anchor'] or ''})", line
+            )
 
         self.write(name, outside_fences(path.read_text(encoding="utf-8"), change))
 

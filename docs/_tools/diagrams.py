@@ -1,13 +1,14 @@
 """Draw the diagrams of the documentation: `python docs/_tools/diagrams.py` writes docs/assets/*.svg.
 
-A diagram is a column of boxes, narrow enough for a phone. Each box names something in the code, the file it is in and
-what happens there; tests look every name up in its file, so a diagram cannot describe what is not there.
+A diagram is a column of boxes, narrow enough for a phone. Each box names something in the code, the file it
+is in and what happens there; tests look every name up in its file, so a diagram cannot describe what is not
+there.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -60,29 +61,54 @@ class Diagram:
     boxes: list[Box]
     back: str = ""
     """Words on an arrow from the last box to the first."""
-    legend: bool = field(default=True)
 
 
 LOOP = "src/core/loop.zig"
+HOST = "src/cpython/loop_type.zig"
+WRITE = "src/cpython/stream_write.zig"
+READ = "src/cpython/stream_read.zig"
+CLOSE = "src/cpython/stream_close.zig"
+LISTENER = "src/cpython/listener.zig"
+TLS_IN = "src/cpython/tls_read.zig"
+TLS_OUT = "src/cpython/tls_write.zig"
+SCHEDULE = "src/cpython/loop_schedule.zig"
+
 TURN = Diagram(
     "turn",
     "One turn of the loop",
     [
         Box(CORE, "inbox.drainInto", LOOP, "What other threads posted goes behind the ready queue."),
         Box(CORE, "timeoutNs", LOOP, "0 if work is ready, else until the earliest timer, else for ever."),
-        Box(CORE, "mustPoll", LOOP, "Not with work ready and no descriptor watched, but every 64th turn."),
-        Box(CORE, "poll", LOOP, "Readiness of descriptors; at most 512 events.", arrow=None),
         Box(
-            ADAPTER, "beforeWait", "src/cpython/loop_type.zig", "PyEval_SaveThread: the GIL is released.", 1, arrow=None
+            CORE,
+            "mustPoll",
+            LOOP,
+            "With work ready, not if no descriptor is watched or the last poll is fresh.",
         ),
-        Box(KERNEL, "reactor.wait", LOOP, "epoll or kqueue: the only place where the loop sleeps.", 1, arrow=None),
-        Box(ADAPTER, "afterWait", "src/cpython/loop_type.zig", "The GIL is taken again.", 1, arrow=None),
-        Box(CORE, "watches.resolve", LOOP, "Events whose generation is not the armed one are dropped.", 1, arrow=None),
-        Box(ADAPTER, "queueWatch", "src/cpython/loop_type.zig", "Each source that is ready joins the ready queue.", 1),
+        Box(CORE, "poll", LOOP, "Readiness of descriptors; at most 512 events.", arrow=None),
+        Box(ADAPTER, "beforeWait", HOST, "PyEval_SaveThread: the GIL is released.", 1, arrow=None),
+        Box(
+            KERNEL,
+            "reactor.wait",
+            LOOP,
+            "epoll or kqueue: the only place where the loop sleeps.",
+            1,
+            arrow=None,
+        ),
+        Box(ADAPTER, "afterWait", HOST, "The GIL is taken again.", 1, arrow=None),
+        Box(
+            CORE,
+            "watches.resolve",
+            LOOP,
+            "Events whose generation is not the armed one are dropped.",
+            1,
+            arrow=None,
+        ),
+        Box(ADAPTER, "queueWatch", HOST, "Each source that is ready joins the ready queue.", 1),
         Box(CORE, "collectDue", LOOP, "Timers that are due join the ready queue, the earliest first."),
         Box(CORE, "runReady", LOOP, "Runs what is in the queue now, and nothing that it adds.", arrow=None),
-        Box(ADAPTER, "runPlain", "src/cpython/loop_type.zig", "A handle, a ready source or a step.", 1, arrow=None),
-        Box(ADAPTER, "flushDirty", "src/cpython/stream_write.zig", "What the callback wrote leaves.", 1),
+        Box(ADAPTER, "runPlain", HOST, "A handle, a ready source or a step.", 1, arrow=None),
+        Box(ADAPTER, "flushDirty", WRITE, "What the callback wrote leaves.", 1),
     ],
     back="until stop()",
 )
@@ -92,7 +118,13 @@ LAYERS = Diagram(
     "The layers",
     [
         Box(PROGRAM, "asyncio.run", "", "Coroutines, protocols, libraries, servers.", arrow="asyncio's API"),
-        Box(PYTHON, "Loop", "python/zloop/_loop.py", "Once per loop, connection or failure.", arrow="inherits from"),
+        Box(
+            PYTHON,
+            "Loop",
+            "python/zloop/_loop.py",
+            "Once per loop, connection or failure.",
+            arrow="inherits from",
+        ),
         Box(
             ASYNCIO,
             "asyncio.SelectorEventLoop",
@@ -104,7 +136,7 @@ LAYERS = Diagram(
             ADAPTER,
             "StreamTransport",
             "src/cpython/stream.zig",
-            "Once per callback, packet or object: handles, timers, transports, listeners, readers and writers.",
+            "Once per callback, packet or object: handles, timers, transports, listeners, readers.",
             arrow="is the host of",
         ),
         Box(CORE, "LoopOver", LOOP, "Ready queue, timers, watches, inbox. Knows no Python.", arrow="asks"),
@@ -118,17 +150,17 @@ CONNECTION = Diagram(
     "A connection of a server",
     [
         Box(ASYNCIO, "create_server", "", "Addresses, sockets, bind, listen, asyncio.Server."),
-        Box(ADAPTER, "startServing", "src/cpython/listener.zig", "A Listener is armed for reading.", arrow="a client"),
-        Box(ADAPTER, "acceptBatch", "src/cpython/listener.zig", "accept4 until none waits, 128 at most."),
-        Box(ADAPTER, "acceptPlain", "src/cpython/listener.zig", "Calls the protocol factory."),
+        Box(ADAPTER, "startServing", LISTENER, "A Listener is armed for reading.", arrow="a client"),
+        Box(ADAPTER, "acceptBatch", LISTENER, "accept4 until none waits, 128 at most."),
+        Box(ADAPTER, "acceptPlain", LISTENER, "Calls the protocol factory."),
         Box(ADAPTER, "create", "src/cpython/stream.zig", "A StreamTransport owns the descriptor."),
-        Box(ADAPTER, "start", "src/cpython/stream_close.zig", "connection_made, then reading is armed."),
-        Box(ADAPTER, "ready", "src/cpython/stream_read.zig", "One read a turn, as the protocol takes it."),
-        Box(ADAPTER, "write", "src/cpython/stream_write.zig", "Bytes are queued; bytes objects are not copied."),
-        Box(ADAPTER, "flushDirty", "src/cpython/stream_write.zig", "One system call when the callback returns."),
-        Box(ADAPTER, "closeTransport", "src/cpython/stream_close.zig", "No more reading; the queue still leaves."),
-        Box(ADAPTER, "connectionLost", "src/cpython/stream_close.zig", "In a later turn: connection_lost, once."),
-        Box(ADAPTER, "releaseDescriptor", "src/cpython/stream_close.zig", "Out of the kernel and the table, closed."),
+        Box(ADAPTER, "start", CLOSE, "connection_made, then reading is armed."),
+        Box(ADAPTER, "ready", READ, "One read a turn, as the protocol takes it."),
+        Box(ADAPTER, "write", WRITE, "Bytes are queued; bytes objects are not copied."),
+        Box(ADAPTER, "flushDirty", WRITE, "One system call when the callback returns."),
+        Box(ADAPTER, "closeTransport", CLOSE, "No more reading; the queue still leaves."),
+        Box(ADAPTER, "connectionLost", CLOSE, "In a later turn: connection_lost, once."),
+        Box(ADAPTER, "releaseDescriptor", CLOSE, "Out of the kernel and the table, closed."),
     ],
 )
 
@@ -136,11 +168,11 @@ TLS_READ = Diagram(
     "tls-read",
     "A TLS record comes in",
     [
-        Box(KERNEL, "recv", "src/cpython/stream_read.zig", "Ciphertext into the loop's read buffer."),
-        Box(ADAPTER, "readTls", "src/cpython/stream_read.zig", "The StreamTransport below hands it up, uncopied."),
-        Box(ADAPTER, "received", "src/cpython/tls_read.zig", "Channel.in is lent to OpenSSL for this call."),
-        Box(ADAPTER, "decrypt", "src/cpython/tls_read.zig", "SSL_read_ex until all that came is used."),
-        Box(ADAPTER, "deliver", "src/cpython/tls_read.zig", "One delivery holds all that has come."),
+        Box(KERNEL, "recv", READ, "Ciphertext into the loop's read buffer."),
+        Box(ADAPTER, "readTls", READ, "The StreamTransport below hands it up, uncopied."),
+        Box(ADAPTER, "received", TLS_IN, "Channel.in is lent to OpenSSL for this call."),
+        Box(ADAPTER, "decrypt", TLS_IN, "SSL_read_ex until all that came is used."),
+        Box(ADAPTER, "deliver", TLS_IN, "One delivery holds all that has come."),
         Box(PROGRAM, "data_received", "", "Or get_buffer, or a StreamReader's buffer.", arrow=None),
     ],
 )
@@ -150,12 +182,12 @@ TLS_WRITE = Diagram(
     "A TLS record goes out",
     [
         Box(PROGRAM, "transport.write", "", "Plaintext."),
-        Box(ADAPTER, "write", "src/cpython/tls_write.zig", "Of the TlsTransport."),
-        Box(ADAPTER, "encrypt", "src/cpython/tls_write.zig", "SSL_write_ex; without room it waits in backlog."),
+        Box(ADAPTER, "write", TLS_OUT, "Of the TlsTransport."),
+        Box(ADAPTER, "encrypt", TLS_OUT, "SSL_write_ex; without room it waits in backlog."),
         Box(ADAPTER, "Channel", "src/cpython/tls_bio.zig", "Records of one callback gather in its out."),
-        Box(ADAPTER, "sendNow", "src/cpython/tls_write.zig", "When the callback returns."),
-        Box(ADAPTER, "sendBorrowed", "src/cpython/stream_write.zig", "The stream below; what is refused waits there."),
-        Box(KERNEL, "send", "src/cpython/stream_write.zig", "One call.", arrow=None),
+        Box(ADAPTER, "sendNow", TLS_OUT, "When the callback returns."),
+        Box(ADAPTER, "sendBorrowed", WRITE, "The stream below; what is refused waits there."),
+        Box(KERNEL, "send", WRITE, "One call.", arrow=None),
     ],
 )
 
@@ -163,11 +195,16 @@ THREADS = Diagram(
     "threads",
     "Another thread wakes the loop",
     [
-        Box(PROGRAM, "call_soon_threadsafe", "src/cpython/loop_schedule.zig", "In any thread."),
-        Box(CORE, "postThreadsafe", LOOP, "Puts the handle in the inbox, under a short lock."),
-        Box(CORE, "wake", LOOP, "Writes to the kernel only if the loop waits: once for a batch.", arrow="ends"),
+        Box(PROGRAM, "call_soon_threadsafe", SCHEDULE, "In any thread."),
+        Box(
+            ADAPTER,
+            "postFromAnyThread",
+            SCHEDULE,
+            "Holding the GIL, straight to the ready queue; in a free-threaded build to the inbox.",
+        ),
+        Box(CORE, "wake", LOOP, "Asks the kernel only if the loop waits: once for a batch.", arrow="ends"),
         Box(KERNEL, "reactor.wait", LOOP, "In the loop's thread, without the GIL."),
-        Box(CORE, "inbox.drainInto", LOOP, "The whole batch, in order.", arrow=None),
+        Box(CORE, "runReady", LOOP, "The whole batch, in order.", arrow=None),
     ],
 )
 
@@ -190,14 +227,14 @@ def draw(diagram: Diagram) -> str:
     back_px = 20 if diagram.back else 0
     left = MARGIN_PX + back_px
     y = MARGIN_PX
-    first = last = 0.0
+    first = last = 0
     for number, box in enumerate(diagram.boxes):
         x = left + box.inside * INDENT_PX
         width = BOX_PX - box.inside * INDENT_PX - back_px
         lines = wrapped(box.text, width - 2 * PADDING_PX)
         height = 2 * PADDING_PX + LINE_PX * (1 + len(lines)) - 4
-        first = first or y + height / 2
-        last = y + height / 2
+        first = first or y + height // 2
+        last = y + height // 2
         body.append(
             f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5" fill="{box.kind.fill}" '
             f'stroke="{box.kind.stroke}"/>'
@@ -224,13 +261,12 @@ def draw(diagram: Diagram) -> str:
         edge = MARGIN_PX + 4
         path = f"M {left} {last} H {edge} V {first} H {left - 2}"
         body.append(f'<path d="{path}" fill="none" stroke="#3f3f46" marker-end="url(#head)"/>')
-        middle = (first + last) / 2
+        middle = (first + last) // 2
         turned = f'class="file" text-anchor="middle" transform="rotate(-90 {edge - 5} {middle})"'
         body.append(text(edge - 5, middle, diagram.back, turned))
-    if diagram.legend:
-        y += 12
-        body += legend(diagram, y)
-        y += LINE_PX * ((len(kinds(diagram)) + 1) // 2)
+    y += 12
+    body += legend(diagram, y)
+    y += LINE_PX * ((len(kinds(diagram)) + 1) // 2)
     height = y + MARGIN_PX - 4
     return "\n".join(
         [
@@ -259,7 +295,9 @@ def legend(diagram: Diagram, y: float) -> list[str]:
     for number, kind in enumerate(kinds(diagram)):
         x = MARGIN_PX + (number % 2) * 215
         row = y + LINE_PX * (number // 2)
-        parts.append(f'<rect x="{x}" y="{row}" width="11" height="11" fill="{kind.fill}" stroke="{kind.stroke}"/>')
+        parts.append(
+            f'<rect x="{x}" y="{row}" width="11" height="11" fill="{kind.fill}" stroke="{kind.stroke}"/>'
+        )
         parts.append(text(x + 18, row + 10, kind.label, 'class="file"'))
     return parts
 
