@@ -182,7 +182,7 @@ TLS_WRITE = Diagram(
     "A TLS record goes out",
     [
         Box(PROGRAM, "transport.write", "", "Plaintext."),
-        Box(ADAPTER, "write", TLS_OUT, "Of the TlsTransport."),
+        Box(ADAPTER, "write", TLS_OUT, "Of the SSLTransport."),
         Box(ADAPTER, "encrypt", TLS_OUT, "SSL_write_ex; without room it waits in backlog."),
         Box(ADAPTER, "Channel", "src/cpython/tls_bio.zig", "Records of one callback gather in its out."),
         Box(ADAPTER, "sendNow", TLS_OUT, "When the callback returns."),
