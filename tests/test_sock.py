@@ -599,7 +599,7 @@ def test_a_coroutine_like_any_other(run, ends):
         assert not waiting.done()
         with pytest.raises(asyncio.InvalidStateError):
             waiting.result()
-        called = []
+        called: list[Any] = []
         waiting.add_done_callback(called.append)
         waiting.add_done_callback(called.append)
         assert waiting.cancel()

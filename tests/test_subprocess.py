@@ -438,17 +438,22 @@ def test_without_an_exit_descriptor_a_thread_waits(run, monkeypatch, reason):
 
         monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
 
+    pids: list[int] = []
+
     async def main() -> None:
         processes = await asyncio.gather(*[sh(f"exit {code}", stdout=PIPE) for code in range(10)])
+        pids.extend(process.pid for process in processes)
         ended = await within(asyncio.gather(*[process.wait() for process in processes]))
         assert ended == list(range(10))
         process = await sh("read line", stdin=PIPE)
+        pids.append(process.pid)
         process.kill()
         assert await within(process.wait()) == -signal.SIGKILL
 
     run(main())
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 @pytest.mark.only_zloop("asyncio reports 255 for a child whose status Popen itself has taken")

@@ -179,6 +179,7 @@ LOOP_METHODS = public_methods(asyncio.AbstractEventLoop, asyncio.BaseEventLoop, 
 
 
 def parameters(function: Any) -> list[tuple[str, Any, bool]]:
+    """Name, kind and necessity of each parameter; nobody passes `self` by name, and natively none could."""
     return [
         (parameter.name, parameter.kind, parameter.default is inspect.Parameter.empty)
         for parameter in inspect.signature(function).parameters.values()
@@ -194,6 +195,11 @@ def test_every_loop_method_has_asyncios_parameters(loop, name):
         signature = parameters(ours)
     except ValueError:
         pytest.fail(f"{name} has no signature: native functions need a __text_signature__")
+    if name == "create_task" and sys.version_info[:2] == (3, 13):
+        # Three forms in four patch releases: 3.13.3 took any keyword, 3.13.4 named two of them again.
+        named = {parameter for parameter, _, _ in signature}
+        assert {parameter for parameter, _, _ in parameters(theirs)} <= named
+        return
     assert signature == parameters(theirs)
 
 

@@ -706,6 +706,19 @@ def test_extra_info(run):
     run(main())
 
 
+def test_the_peers_name_outlives_a_reset(run):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with listener() as listening:
+            transport, log = await loop.create_connection(Log, *listening.getsockname())
+            reset(listening.accept()[0])
+            # Nobody has asked for the name before, and the kernel does not know it any more.
+            assert isinstance(await within(log.lost), ConnectionResetError)
+            assert transport.get_extra_info("peername") == listening.getsockname()
+
+    run(main())
+
+
 def test_nodelay_is_set_on_accepted_connections_too(run):
     async def main() -> None:
         async with connected("tcp") as pair:

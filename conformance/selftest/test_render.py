@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 import render
 from harness import verdict
 from harness.expectations import Difference

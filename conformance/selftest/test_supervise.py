@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from harness.results import ModuleResult
 from harness.suites import CHILD_ROOT, Start
 from harness.supervise import Order, run_module

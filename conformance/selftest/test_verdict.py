@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from harness import expectations, verdict
 from harness.errors import ConformanceError
 from harness.expectations import Difference

@@ -20,6 +20,10 @@ from . import _engine, _fork, _pipes, _resolver, _sockets, _subprocess, _tls
 if TYPE_CHECKING:
     import ssl
 
+    from typing_extensions import TypeVarTuple, Unpack
+
+    _Args = TypeVarTuple("_Args")
+
 
 class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.SelectorEventLoop):
     """An asyncio event loop on zloop's engine: a complete `asyncio.AbstractEventLoop`.
@@ -119,7 +123,7 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         }
         if not _tls.accepts(transport, sslcontext):
             # Raises: asyncio has the words for it.
-            return await super().start_tls(transport, protocol, sslcontext)
+            return await super().start_tls(transport, protocol, sslcontext)  # type: ignore[return-value]
         return await _tls.start(self, transport, protocol, sslcontext, server_side, server_hostname, timeouts)
 
     # The engine wakes itself; only signal handlers need a pipe, made with the first of them.
@@ -136,10 +140,12 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             _fork.wakeup_fds.discard(self._csock.fileno())
             super()._close_self_pipe()
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+    def add_signal_handler(
+        self, sig: int, callback: Callable[[Unpack[_Args]], Any], *args: Unpack[_Args]
+    ) -> None:
         """asyncio.loop.add_signal_handler(), Unix only, in the main thread."""
         if self._csock is None and not self.is_closed():
-            super()._make_self_pipe()
+            super()._make_self_pipe()  # type: ignore[misc]
             self._internal_fds -= 1
             _fork.wakeup_fds.add(self._csock.fileno())
         super().add_signal_handler(sig, callback, *args)

@@ -73,11 +73,10 @@ def make_transport(
     if upper is not None:
         loop._make_socket_transport(rawsock, upper, extra=extra, server=server)
         return upper
-    ssl_protocol = sslproto.SSLProtocol(
-        loop, protocol, sslcontext, waiter, server_side, server_hostname, **_supported(timeouts)
-    )
+    ssl_protocol = _ssl_protocol(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
     loop._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
-    return ssl_protocol._app_transport
+    transport: asyncio.Transport = ssl_protocol._app_transport
+    return transport
 
 
 def accepts(transport: Any, sslcontext: Any) -> bool:
@@ -114,15 +113,15 @@ async def start(
         )
     upper = below
     if below is None:
-        below = sslproto.SSLProtocol(
+        below = _ssl_protocol(
             loop,
             protocol,
             sslcontext,
             waiter,
             server_side,
             server_hostname,
+            timeouts,
             call_connection_made=False,
-            **_supported(timeouts),
         )
         upper = below._app_transport
         if paused and _HAS_SHUTDOWN_TIMEOUT:
@@ -200,8 +199,20 @@ def _checked(name: str, given: float | None, default: float) -> float:
     return given
 
 
-def _supported(timeouts: dict[str, float | None]) -> dict[str, float | None]:
-    """Without the shutdown timeout where asyncio's SSLProtocol does not know it."""
-    if _HAS_SHUTDOWN_TIMEOUT:
-        return timeouts
-    return {name: value for name, value in timeouts.items() if name != "ssl_shutdown_timeout"}
+def _ssl_protocol(
+    loop: Loop,
+    protocol: Any,
+    sslcontext: Any,
+    waiter: asyncio.Future[None] | None,
+    server_side: bool,
+    server_hostname: str | None,
+    timeouts: dict[str, float | None],
+    **options: Any,
+) -> Any:
+    """asyncio's own engine."""
+    known = timeouts
+    if not _HAS_SHUTDOWN_TIMEOUT:
+        known = {name: value for name, value in timeouts.items() if name != "ssl_shutdown_timeout"}
+    # The stubs differ from version to version.
+    made: Any = sslproto.SSLProtocol
+    return made(loop, protocol, sslcontext, waiter, server_side, server_hostname, **known, **options)

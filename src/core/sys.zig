@@ -112,9 +112,15 @@ pub fn close(fd: fd_t) void {
     _ = c.close(fd);
 }
 
+/// OpenBSD has the command since 5.0; Zig's standard library does not know its number there.
+const dupfd_cloexec: c_int = if (@hasDecl(c.F, "DUPFD_CLOEXEC")) c.F.DUPFD_CLOEXEC else switch (builtin.os.tag) {
+    .openbsd => 10,
+    else => @compileError("F_DUPFD_CLOEXEC is not known for this system"),
+};
+
 /// A second number for the same open file, close-on-exec.
 pub fn duplicate(fd: fd_t) Outcome {
-    while (true) if (outcome(c.fcntl(fd, c.F.DUPFD_CLOEXEC, @as(c_int, 0)))) |result| return result;
+    while (true) if (outcome(c.fcntl(fd, dupfd_cloexec, @as(c_int, 0)))) |result| return result;
 }
 
 pub fn shutdownWrite(fd: fd_t) ?Errno {

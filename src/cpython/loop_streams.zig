@@ -31,6 +31,7 @@ fn makeSocketTransport(object: *Object, argv: []const *Object, names: ?*Object) 
         .waiter = args.given(slots[2]),
     });
     errdefer py.decref(made);
+    try stream.keepPeerName(stream.of(made));
     try stream_close.queueStep(stream.of(made));
     return made;
 }

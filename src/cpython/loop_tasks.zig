@@ -81,9 +81,11 @@ pub const properties = [_]c.PyGetSetDef{
     py.property("_task_factory", getTaskFactory, setTaskFactory),
 };
 
-/// The signature is the one of the running version's own method.
+/// The signature is the one of the running version's own method; of 3.13, whose patch releases differ, the last.
 const create_task_doc = if (@import("config").py_minor >= 14)
     "create_task($self, coro, **kwargs)\n--\n\nasyncio.loop.create_task()."
+else if (@import("config").py_minor == 13)
+    "create_task($self, coro, *, name=None, context=None, **kwargs)\n--\n\nasyncio.loop.create_task()."
 else if (@import("config").py_minor >= 11)
     "create_task($self, coro, *, name=None, context=None)\n--\n\nasyncio.loop.create_task()."
 else

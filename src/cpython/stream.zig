@@ -249,6 +249,17 @@ fn addressOf(
     return py.callMethod(sock, self.loop.state.name(method), .{});
 }
 
+/// Asked at once, as in asyncio: the kernel forgets who the peer was when the connection is reset.
+pub fn keepPeerName(self: *Fields) py.Error!void {
+    var found: core.sys.Address = undefined;
+    if (core.sys.peerAddress(self.fd(), &found) != null) return;
+    if (self.extra) |extra| {
+        if (c.PyDict_GetItemWithError(extra, self.loop.state.name(.peername)) != null) return;
+        if (c.PyErr_Occurred() != null) return error.Python;
+    }
+    if (!self.peer_name.set(&found)) try setPeerName(self, &found);
+}
+
 /// For an address too long to keep compactly (a Unix path).
 pub fn setPeerName(self: *Fields, peer: *const core.sys.Address) py.Error!void {
     const value = (try address.toObject(peer)) orelse return;
