@@ -25,7 +25,8 @@ def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_seconds_without_a_difference(loop_name):
     loops = f"asyncio,{loop_name.partition(':')[0]}"
-    done = fuzz("--seconds", "2", "--loops", loops)
+    # The same scenarios each time: what new ones find is for the long run, not for whoever changes something else.
+    done = fuzz("--seed", "20", "--seconds", "2", "--loops", loops)
     assert done.returncode == 0, done.stdout + done.stderr
     played = int(done.stdout.splitlines()[-1].split()[0])
     assert played >= 3

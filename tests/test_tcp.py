@@ -324,6 +324,42 @@ def test_eof_returning_true_keeps_the_write_side(run):
     run(main())
 
 
+@pytest.mark.only_zloop("asyncio watches the descriptor anew, and reports the same end again")
+def test_pausing_and_resuming_after_the_end_does_not_report_it_again(run):
+    async def main() -> None:
+        async with connected("tcp") as pair:
+            pair.server.keep_open_after_eof = True
+            pair.client_transport.write_eof()
+            await within(pair.server.eof)
+            pair.server_transport.pause_reading()
+            await turns(2)
+            pair.server_transport.resume_reading()
+            pair.server_transport.write(b"still here")
+            assert await pair.client.got(10) == b"still here"
+            await turns(3)
+            assert pair.server.events.count("eof") == 1
+
+    run(main())
+
+
+def test_a_protocol_set_after_the_end_hears_of_it_when_reading_resumes(run):
+    async def main() -> None:
+        async with connected("tcp") as pair:
+            pair.server.keep_open_after_eof = True
+            pair.client_transport.write_eof()
+            await within(pair.server.eof)
+            second = Log()
+            second.connection_made(pair.server_transport)
+            pair.server_transport.pause_reading()
+            pair.server_transport.set_protocol(second)
+            pair.server_transport.resume_reading()
+            await within(second.eof)
+            await within(second.lost)
+            pair.server.lost.set_result(None)
+
+    run(main())
+
+
 def test_eof_returning_none_closes_after_flushing(run):
     class Server(Log):
         def eof_received(self) -> None:

@@ -193,6 +193,8 @@ pub fn stopReading(self: *Fields) void {
 
 fn setProtocolFields(self: *Fields, protocol: *Object) py.Error!void {
     self.delivery = try stream_read.deliveryFor(self.loop.state, protocol);
+    // A new protocol has not heard of the end: start_tls() must fail on it, not wait.
+    if (self.protocol != protocol) self.eof_received = false;
     py.replace(&self.protocol, py.newRef(protocol));
     self.protocol_connected = true;
 }
@@ -326,8 +328,6 @@ fn resumeReading(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.closing or !self.paused) return py.newNone();
     self.paused = false;
-    // asyncio registers the reader anew here, even after an end of file that the protocol kept.
-    self.eof_received = false;
     if (!self.loop.closed) try self.source.arm(self.loop, interest(self));
     try debug.log(self.loop, "%r resumes reading", object);
     return py.newNone();
