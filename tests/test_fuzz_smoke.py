@@ -25,7 +25,7 @@ def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_seconds_without_a_difference(loop_name):
     loops = f"asyncio,{loop_name.partition(':')[0]}"
-    # The same scenarios each time: what new ones find is for the long run, not for whoever changes something else.
+    # The same scenarios each time; new ones are for the long run.
     done = fuzz("--seed", "20", "--seconds", "2", "--loops", loops)
     assert done.returncode == 0, done.stdout + done.stderr
     played = int(done.stdout.splitlines()[-1].split()[0])

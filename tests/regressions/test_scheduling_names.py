@@ -182,6 +182,7 @@ def test_r59_names(run):
         ):
             flags = socket.AI_NUMERICHOST if host in ("1", "256.1.1.1", "[::1]") else 0
             options = {"family": family, "type": kind, "flags": flags}
+            ours: Any
             try:
                 ours = await loop.getaddrinfo(host, port, **options)
             except Exception as exc:
