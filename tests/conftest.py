@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import certificates
 import harness
 import pytest
 
@@ -156,13 +157,7 @@ def unix_path() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    trustme = pytest.importorskip("trustme", reason="trustme makes the certificates")
-    folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost", "127.0.0.1", "::1")
-    certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "localhost.pem"))
-    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
-    return str(folder / "localhost.pem"), str(folder / "authority.pem")
+    return certificates.make(tmp_path_factory.mktemp("tls"))
 
 
 @functools.lru_cache(maxsize=1)
