@@ -34,7 +34,6 @@ pub const Name = enum {
     _slow_callback,
     _sslobj,
     _stream_reader_wr,
-    _strong_reader,
     _transport,
     _waiter,
     _wakeup_waiter,
