@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -31,6 +32,7 @@ ABORT_GRACE_S = 10.0
 # More deaths than this in one module mean that it cannot be run; the tests that are left say so.
 PROCESS_COUNT_MAX = 40
 LOG_TAIL_CHARS = 6000
+_C_STACK = re.compile(r"Current thread's C stack trace.*?(\n\n|\Z)", re.DOTALL)
 # After a few hangs a module gets less time for each further one, or a broken loop would take hours to judge.
 PATIENT_TIMEOUT_COUNT = 3
 IMPATIENCE = 3
@@ -157,7 +159,9 @@ def _death(attempt: Attempt, log: Path) -> CaseResult:
 
 
 def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-LOG_TAIL_CHARS:] if log.exists() else ""
+    """The end of the log, without the C stack that Python 3.14 prints after the Python stacks that tell more."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return _C_STACK.sub("", text)[-LOG_TAIL_CHARS:]
 
 
 def _run_process(order: Order, skip: list[str], limit_s: float) -> Attempt:
