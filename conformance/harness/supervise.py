@@ -159,7 +159,7 @@ def _death(attempt: Attempt, log: Path) -> CaseResult:
 
 
 def _tail(log: Path) -> str:
-    """The end of the log, without the C stack that Python 3.14 prints after the Python stacks that tell more."""
+    """The end of the log, without the C stack that Python 3.14 prints after its own stacks."""
     text = log.read_text(errors="replace") if log.exists() else ""
     return _C_STACK.sub("", text)[-LOG_TAIL_CHARS:]
 
