@@ -512,6 +512,15 @@ def test_the_messages_of_the_troubleshooting_page_are_the_programs():
         assert any(message in path.read_text("utf-8") for path in ROOT.glob("src/cpython/*.zig")), message
 
 
+def test_the_message_of_a_missing_library_is_the_one_on_the_page(tmp_path: Path):
+    shutil.copytree(ROOT / "python" / "zloop", tmp_path / "zloop", ignore=shutil.ignore_patterns("*.so"))
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import zloop"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    message = "cannot import name '_engine' from partially initialized module 'zloop'"
+    assert message in done.stderr
+    assert message in page("troubleshooting.md")
+
+
 def test_the_table_of_differences_holds_on_this_python():
     """zloop's column on every version; asyncio's on the version that the table was made with."""
     pytest.importorskip("zloop", reason="not installed")
