@@ -540,10 +540,31 @@ def test_the_table_of_differences_holds_on_this_python():
 
 
 def test_the_performance_page_is_up_to_date():
-    results = sorted(ROOT.glob("bench/results/*.json"))
-    if not results:
-        pytest.skip("no results are stored yet")
+    wanted = set(re.findall(r"<!-- bench:(\w+) -->", page("performance.md"))) - {"plot", "losses"}
+    missing = wanted - {path.stem for path in ROOT.glob("bench/results/*.json")}
+    if missing:
+        pytest.skip(f"no results are stored of {', '.join(sorted(missing))}")
     command = [sys.executable, "-m", "bench.report", "--check", "--write", "docs/performance.md"]
     command += ["--plot", "docs/performance.svg"]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_losses_are_the_rows_in_which_another_loop_is_better(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    report = importlib.import_module("bench.report")
+
+    def row(name: str, lower_is_better: bool, **medians: float) -> dict[str, Any]:
+        results = {loop: {"x": [value]} for loop, value in medians.items()}
+        return {"name": name, "metric": "x", "lower_is_better": lower_is_better, "results": results}
+
+    rows = [
+        row("won", False, zloop=3.0, uvloop=2.0, rloop=1.0),
+        row("lost", False, zloop=2.0, uvloop=1.0, rloop=4.0),
+        row("lost cost", True, zloop=4.0, uvloop=1.0),
+        row("won cost", True, zloop=1.0, uvloop=4.0),
+        row("alone", False, zloop=1.0),
+    ]
+    lines = report.losses({"group": {"rows": rows}}).splitlines()[2:]
+    assert lines == ["| group | lost cost | 0.25 |", "| group | lost | 0.50 |"]
+    assert report.losses({"group": {"rows": rows[:1]}}) == "There is no such row."
