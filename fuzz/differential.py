@@ -33,7 +33,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 #: Sizes at which some buffer, limit or record ends: socket buffers, asyncio's limits, TLS records, iovecs.
 THRESHOLDS = (1, 2, 255, 256, 1024, 4096, 8192, 16384, 32768, 65536, 131072, 212992, 262144)
 #: Longest wait for a scenario to come to rest. Reaching it is a finding: something hangs.
-PATIENCE_S = 10.0
+PATIENCE_S = 5.0
 
 Operation = tuple[Any, ...]
 

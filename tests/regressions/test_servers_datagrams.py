@@ -48,6 +48,7 @@ def cancelled_server(factory: Any) -> dict[str, Any]:
         serving.cancel()
         done, _ = await asyncio.wait([serving], timeout=0.3)
         seen["serve_forever ends with a client there"] = bool(done)
+        await asyncio.wait([log.lost], timeout=0.1)
         seen["client kept"] = not log.lost.done()
         try:
             with socket.create_connection(address, 5):
