@@ -10,7 +10,7 @@ const std = @import("std");
 const assert = std.debug.assert;
 const Allocator = std.mem.Allocator;
 
-pub const Timer = struct {
+pub const Timer = extern struct {
     /// Place in the heap, or `unset`.
     index: u32 = unset,
 

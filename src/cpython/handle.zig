@@ -1,7 +1,7 @@
 //! Handle and TimerHandle: one scheduled callback each.
 //!
-//! Both extend asyncio's classes of the same name and share one layout, which begins behind the
-//! fields of the larger base. Callback arguments lie in the object itself, where vectorcall can
+//! Both extend asyncio's classes of the same name and share one layout, in the place of the slots of
+//! their bases. Callback arguments lie in the object itself, where vectorcall can
 //! take them; more than `args_inline_max` go into a tuple. Freed handles wait on a list of their
 //! loop, so the common case allocates nothing.
 //!
@@ -46,28 +46,36 @@ inline fn weakrefs(object: *Object) ?*anyopaque {
 
 const args_inline_max = 2;
 
-pub const Fields = struct {
-    /// A strong reference to the loop's object.
-    loop: *LoopFields,
+/// Begins right behind the object header, in the place of the base's slots, whose names all lead here:
+/// the slots hold objects, as these fields do, and stand empty otherwise. A third less memory for each.
+pub const Fields = extern struct {
     callback: ?*Object,
     context: ?*Object,
     /// Inline arguments, or in the first place a tuple of all if there are more than fit.
     args: [args_inline_max]?*Object,
+    /// A strong reference.
+    loop_object: *Object,
+    /// Debug mode: where the handle was made, and what it looked like before it was cancelled.
+    source_traceback: ?*Object,
+    repr: ?*Object,
+    /// The rest of the larger base: its weak references before 3.12, and TimerHandle's own slots.
+    base_rest: [base_size - @sizeOf(c.PyObject) - 7 * 8]u8,
     args_count: u32,
     cancelled: bool,
     /// Registered for a descriptor: runs each time that is ready, until it is removed.
     lasting: bool,
-    /// Debug mode: where the handle was made, and what it looked like before it was cancelled.
-    source_traceback: ?*Object,
-    repr: ?*Object,
 
     inline fn held(self: *Fields) []?*Object {
         return self.args[0..if (self.args_count > args_inline_max) 1 else self.args_count];
     }
+
+    inline fn loop(self: *const Fields) *LoopFields {
+        return loop_type.of(self.loop_object);
+    }
 };
 
 /// What a TimerHandle has besides; lies behind `Fields`.
-pub const TimerFields = struct {
+pub const TimerFields = extern struct {
     handle: Fields,
     timer: core.Timer,
     when: f64,
@@ -80,15 +88,15 @@ pub fn ofTimer(timer: *core.Timer) *Object {
     return TimerLayout.objectOf(fields);
 }
 
-pub const TimerLayout = py.Layout(TimerFields, base_size);
-pub const Layout = py.Layout(Fields, base_size);
+pub const TimerLayout = py.Layout(TimerFields, @sizeOf(c.PyObject));
+pub const Layout = py.Layout(Fields, @sizeOf(c.PyObject));
 pub const of = Layout.of;
 pub const timerOf = TimerLayout.of;
 
 comptime {
-    // One offset for what both types share.
-    std.debug.assert(@offsetOf(TimerFields, "handle") == 0);
-    std.debug.assert(Layout.offset == TimerLayout.offset);
+    // Nothing of ours but objects lies where the base has slots.
+    std.debug.assert(Layout.offset + @offsetOf(Fields, "args_count") >= base_size);
+    std.debug.assert(Layout.offset + @offsetOf(Fields, "base_rest") == @sizeOf(c.PyObject) + 7 * 8);
 }
 
 /// Whether the garbage collector has to know each handle by itself.
@@ -137,9 +145,10 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     if (comptime py.can_recycle) if (recycled != null) py.revive(object);
     const self = of(object);
     py.incref(loop.object());
-    self.loop = loop;
+    self.loop_object = loop.object();
     self.callback = py.newRef(parsed.callback);
     self.context = context;
+    self.args = @splat(null);
     self.args_count = 0;
     self.cancelled = false;
     self.lasting = false;
@@ -185,9 +194,7 @@ fn allocate(loop: *LoopFields, comptime kind: Kind) py.Error!*Object {
         @memset(memory[0..collector_header_size], 0);
         break :object c.PyObject_Init(@ptrCast(@alignCast(memory + collector_header_size)), t);
     } else try py.check(c._PyObject_GC_New(t));
-    // The base's own fields stay null for ever: ours stand in front of them.
-    const bytes: [*]u8 = @ptrCast(object);
-    @memset(bytes[@sizeOf(c.PyObject)..Layout.offset], 0);
+    @memset(&of(object).base_rest, 0);
     return object;
 }
 
@@ -265,12 +272,12 @@ fn cancel(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.cancelled) return py.newNone();
     self.cancelled = true;
-    if (self.loop.debug and self.repr == null) self.repr = try py.check(c.PyObject_Repr(object));
-    if (py.isExact(object, self.loop.state.timer_handle_type)) {
+    if (self.loop().debug and self.repr == null) self.repr = try py.check(c.PyObject_Repr(object));
+    if (py.isExact(object, self.loop().state.timer_handle_type)) {
         const timer = timerOf(object);
         if (timer.timer.isSet()) {
             // The heap lets go before anything else can run; its reference is dropped last.
-            self.loop.core.timers.remove(self.loop.core.gpa, &timer.timer);
+            self.loop().core.timers.remove(self.loop().core.gpa, &timer.timer);
             defer py.decref(object);
             finish(object);
             return py.newNone();
@@ -287,7 +294,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     finish(object);
     py.clear(&self.source_traceback);
     py.clear(&self.repr);
-    const loop = self.loop;
+    const loop = self.loop();
     const is_timer = py.isExact(object, loop.state.timer_handle_type);
     if (is_timer) py.clear(&timerOf(object).when_object);
     const recycled = if (comptime py.can_recycle)
@@ -301,7 +308,7 @@ fn dealloc(object: *Object) callconv(.c) void {
 
 fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
-    try visitor.object(self.loop.object());
+    try visitor.object(self.loop_object);
     try visitor.object(self.callback);
     try visitor.object(self.context);
     for (self.held()) |arg| try visitor.object(arg);
@@ -348,7 +355,7 @@ fn getContext(object: *Object) py.Error!*Object {
 }
 
 fn getLoop(object: *Object) py.Error!*Object {
-    return py.newRef(of(object).loop.object());
+    return py.newRef(of(object).loop_object);
 }
 
 fn getCancelled(object: *Object) py.Error!*Object {
