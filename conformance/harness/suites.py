@@ -242,8 +242,10 @@ def suites(cpython_tests: Path | None = None) -> dict[str, Suite]:
                 **_OTHER_BACKENDS,
                 "*test_keyboardinterrupt_during_test*": "gives a process on plain asyncio three seconds",
                 "*test_dynamic_async_fixture_access*": "gives a process on plain asyncio three seconds",
-                "*test_run_sync_from_thread_pooling*": "counts threads while those of earlier tests still end",
-                "*::test_single_thread*": "counts threads while those of earlier tests still end",
+                # On asyncio these pass or fail by chance.
+                "*test_run_sync_from_thread_pooling*": "counts threads while earlier ones still end",
+                "*::test_single_thread*": "counts threads while earlier ones still end",
+                "*test_asyncio_run_does_not_leak_event_loop*": "looks before the worker thread is gone",
             },
             arguments=("-m", "not network"),
         ),
