@@ -24,7 +24,7 @@ from harness import cache, expectations, interpreters, loops, report, verdict
 from harness.errors import ConformanceError
 from harness.interpreters import Interpreter
 from harness.results import RunResult
-from harness.runner import Settings, control, look_again, run_suite
+from harness.runner import Settings, confirm, control, control_of_failures, look_again, run_suite
 from harness.suites import Suite, suites
 from harness.verdict import Verdict
 
@@ -63,8 +63,14 @@ def _judged(
     settings = Settings(
         jobs=options.jobs, only=options.only, logs=folder / "logs", progress=report.module_line
     )
-    reference = control(suite, interpreter, settings, fresh=options.fresh_control)
-    run = run_suite(suite, interpreter, loop, settings)
+    if options.quick:
+        run = run_suite(suite, interpreter, loop, settings)
+        for name in confirm(suite, interpreter, loop, settings, run):
+            print(f"  {name} failed, and passed when it was run again by itself", flush=True)
+        reference = control_of_failures(suite, interpreter, settings, run)
+    else:
+        reference = control(suite, interpreter, settings, fresh=options.fresh_control)
+        run = run_suite(suite, interpreter, loop, settings)
     differences = [
         difference
         for difference in expectations.load(EXPECTATIONS, loop.package)
@@ -104,6 +110,11 @@ def _options() -> argparse.Namespace:
         "--cpython-tests", type=Path, metavar="DIR", help="contains test_asyncio, if the interpreter does not"
     )
     parser.add_argument("--fresh-control", action="store_true", help="run the suites on asyncio again, too")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="asyncio runs only what did not pass; a failure counts if it repeats by itself",
+    )
     options = parser.parse_args()
     if options.jobs < 1:
         parser.error("--jobs is at least 1")

@@ -19,6 +19,8 @@ from harness.supervise import Order, run_module, stop
 
 # A test that fails once on asyncio and passes when run again, alone, can pass: it must pass on the subject.
 CONTROL_LOOKS_MAX = 3
+# With more failures than this something is wrong that no second look explains.
+CONFIRMED_MAX = 10
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,39 @@ def _make_control(suite: Suite, interpreter: Interpreter, settings: Settings, pa
     _refuse_unloadable(run)
     run.save(path)
     return run
+
+
+def control_of_failures(
+    suite: Suite, interpreter: Interpreter, settings: Settings, run: RunResult
+) -> RunResult:
+    """asyncio's results for the tests that did not pass in `run`, and for no others."""
+    loop = Loop(CONTROL, None)
+    reference = replace(run, loop=CONTROL, modules={}, verdict=None)
+    bad = [name for name, test in run.tests.items() if not test.good]
+    for look in range(CONTROL_LOOKS_MAX):
+        for name, module, test in look_again(suite, interpreter, loop, settings, run, bad):
+            found = reference.modules.setdefault(module, ModuleResult({}, 0, 0))
+            found.tests[name] = test
+        final = ("skipped",) if look == 0 else ("skipped", "timeout")
+        bad = [name for name, test in reference.tests.items() if not test.good and test.outcome not in final]
+    return reference
+
+
+def confirm(
+    suite: Suite, interpreter: Interpreter, loop: Loop, settings: Settings, run: RunResult
+) -> list[str]:
+    """Run what failed once more, by itself; a test that passes then counts as passed, and is named."""
+    failed = [
+        name for name, test in run.tests.items() if test.outcome in ("failed", "error") and "::<" not in name
+    ]
+    if len(failed) > CONFIRMED_MAX:
+        return []
+    steady = []
+    for name, module, test in look_again(suite, interpreter, loop, settings, run, failed):
+        if test.good:
+            run.modules[module].tests[name] = replace(test, detail="passed only when run again")
+            steady.append(name)
+    return steady
 
 
 def _refuse_unloadable(run: RunResult) -> None:
