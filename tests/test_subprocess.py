@@ -459,10 +459,11 @@ def test_without_an_exit_descriptor_a_thread_waits(run, monkeypatch, reason):
 @pytest.mark.only_zloop("asyncio reports 255 for a child whose status Popen itself has taken")
 def test_a_status_that_popen_has_taken_is_not_lost(run):
     async def main() -> None:
-        process = await sh("exit 3")
+        process = await sh("read line", stdin=PIPE)
         popen = process._transport.get_extra_info("subprocess")
-        assert popen.wait() == 3  # in the loop's thread, so the loop cannot be first
-        assert await within(process.wait()) == 3
+        os.kill(process.pid, signal.SIGKILL)
+        assert popen.wait() == -signal.SIGKILL  # in the loop's thread, so the loop cannot be first
+        assert await within(process.wait()) == -signal.SIGKILL
 
     run(main())
 

@@ -21,7 +21,7 @@ wakeup_fds: set[int] = set()
 def _after_fork_in_child() -> None:
     _engine._after_fork()
     # Signals of the child would reach the parent's loop. From 3.12 on asyncio sees to this.
-    if sys.version_info < (3, 12) and wakeup_fds:
+    if sys.version_info < (3, 12) and wakeup_fds:  # pragma: <3.12 cover
         with contextlib.suppress(ValueError):
             fd = signal.set_wakeup_fd(-1)
             if fd not in wakeup_fds:

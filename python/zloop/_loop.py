@@ -45,7 +45,7 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
 
     # Life cycle.
 
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 13):  # pragma: >=3.13 cover
 
         def run_forever(self) -> None:
             """asyncio.loop.run_forever()."""
@@ -192,8 +192,9 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         return _pipes.make_writing(self, pipe, protocol, waiter, extra)
 
     def _restore_mode(self, pipe: Any) -> None:
-        if self._pipe_modes is not None:
-            self._pipe_modes.give_back(pipe)
+        modes = self._pipe_modes
+        assert modes is not None, "made when the first mode was taken"
+        modes.give_back(pipe)
 
     # Child processes.
 
@@ -283,9 +284,13 @@ def run(main: Coroutine[Any, Any, Any], *, debug: bool | None = None) -> Any:
         # Before a loop is made that could not be ended in an orderly way.
         main.close()
         raise RuntimeError("zloop.run() cannot be called from a running event loop")
-    if sys.version_info >= (3, 11):
+    if sys.version_info >= (3, 11):  # pragma: >=3.11 cover
         with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
             return runner.run(main)
+    return _run_without_runner(main, debug)  # pragma: <3.11 cover
+
+
+def _run_without_runner(main: Coroutine[Any, Any, Any], debug: bool | None) -> Any:  # pragma: <3.11 cover
     if not asyncio.iscoroutine(main):
         raise ValueError(f"a coroutine was expected, got {main!r}")
     loop = new_event_loop()

@@ -166,7 +166,7 @@ class SocketMethods(_engine.Loop):
         try:
             got = self._try_sendfile(sock, descriptor, offset, limit)
         except OSError as exc:
-            if _POSITION_ALWAYS_SET:
+            if _POSITION_ALWAYS_SET:  # pragma: >=3.14 cover
                 os.lseek(descriptor, offset, os.SEEK_SET)
             raise exceptions.SendfileNotAvailableError("os.sendfile call failed") from exc
         if got is NotImplemented:

@@ -123,7 +123,7 @@ async def make_transport(
     transport = SubprocessTransport(
         loop, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
     )
-    if sys.version_info < (3, 12) and stdin == subprocess.PIPE:
+    if sys.version_info < (3, 12) and stdin == subprocess.PIPE:  # pragma: <3.12 cover
         # drain() tells the program that the child has left; early versions log it as well.
         closed = getattr(protocol, "_stdin_closed", None)
         if isinstance(closed, asyncio.Future):
@@ -131,7 +131,9 @@ async def make_transport(
     try:
         transport.watch_exit()
     except BaseException:
+        # Kills the child, which then does not keep us waiting.
         transport.close()
+        transport._reap()
         raise
     try:
         await waiter
@@ -145,7 +147,7 @@ async def make_transport(
     return transport
 
 
-def _retrieve(future: asyncio.Future[None]) -> None:
+def _retrieve(future: asyncio.Future[None]) -> None:  # pragma: <3.12 cover
     if not future.cancelled():
         future.exception()
 

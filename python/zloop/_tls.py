@@ -124,18 +124,18 @@ async def start(
             call_connection_made=False,
         )
         upper = below._app_transport
-        if paused and _HAS_SHUTDOWN_TIMEOUT:
+        if paused and _HAS_SHUTDOWN_TIMEOUT:  # pragma: >=3.11 cover
             below.pause_writing()
             below._app_writing_paused = True
     transport.pause_reading()
     early = _take_early_bytes(protocol) if server_side else b""
     if early and upper is below:
         upper.data_received(early)
-    elif early and _HAS_SHUTDOWN_TIMEOUT:
+    elif early and _HAS_SHUTDOWN_TIMEOUT:  # pragma: >=3.11 cover
         below._incoming.write(early)
     transport.set_protocol(below)
     made = loop.call_soon(below.connection_made, transport)
-    if early and upper is not below and not _HAS_SHUTDOWN_TIMEOUT:
+    if early and upper is not below and not _HAS_SHUTDOWN_TIMEOUT:  # pragma: <3.11 cover
         loop.call_soon(below.data_received, early)
     resumed = loop.call_soon(transport.resume_reading)
     try:
@@ -211,7 +211,7 @@ def _ssl_protocol(
 ) -> Any:
     """asyncio's own engine."""
     known = timeouts
-    if not _HAS_SHUTDOWN_TIMEOUT:
+    if not _HAS_SHUTDOWN_TIMEOUT:  # pragma: <3.11 cover
         known = {name: value for name, value in timeouts.items() if name != "ssl_shutdown_timeout"}
     # The stubs differ from version to version.
     made: Any = sslproto.SSLProtocol
