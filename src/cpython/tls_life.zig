@@ -394,7 +394,12 @@ fn connectionLost(object: *Object, reason: *Object) py.Error!*Object {
         defer py.decref(method);
         py.decref(try py.callMethod(self.loop.object(), state.name(.call_soon), .{ method, reason }));
     };
-    try wakeWaiter(self, exception);
+    if (exception == null and self.waiter != null) {
+        // abort() during the handshake: whoever waits for the connection does not get one.
+        const aborted = try py.call(c.PyExc_ConnectionAbortedError, .{});
+        defer py.decref(aborted);
+        try wakeWaiter(self, aborted);
+    } else try wakeWaiter(self, exception);
     try cancelTimer(self);
     return py.newNone();
 }

@@ -85,9 +85,8 @@ def test_r01_the_socket_of_a_cancelled_connect_is_detached(run):
     run(main())
 
 
-@pytest.mark.only_zloop("asyncio leaves the socket object with its caller")
-def test_r01_the_socket_of_a_connect_whose_factory_raises_is_detached(run):
-    """uvloop #738: handed over is handed over, whatever comes of it."""
+def test_r01_the_socket_of_a_connect_whose_factory_raises_stays_with_its_caller(run):
+    """uvloop #738: there is one owner at any time, and as in asyncio it is the caller until a protocol exists."""
 
     async def main() -> None:
         def broken() -> Log:
@@ -97,7 +96,11 @@ def test_r01_the_socket_of_a_connect_whose_factory_raises_is_detached(run):
         left, right = tcp_sockets()
         with pytest.raises(LookupError):
             await loop.create_connection(broken, sock=left)
-        await is_handed_over(left, right)
+        transport, log = await loop.create_connection(Log, sock=left)
+        right.sendall(b"still usable")
+        assert await log.got(12) == b"still usable"
+        await end((transport, log))
+        right.close()
 
     run(main())
 
