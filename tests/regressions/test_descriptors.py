@@ -86,7 +86,7 @@ def test_r01_the_socket_of_a_cancelled_connect_is_detached(run):
 
 
 def test_r01_the_socket_of_a_connect_whose_factory_raises_stays_with_its_caller(run):
-    """uvloop #738: there is one owner at any time, and as in asyncio it is the caller until a protocol exists."""
+    """uvloop #738: one owner at any time; as in asyncio it is the caller until there is a protocol."""
 
     async def main() -> None:
         def broken() -> Log:
