@@ -139,6 +139,12 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             try self.watches.update(self.gpa, reactor, w, interest);
         }
 
+        /// Whether an armed watch's descriptor is still open, see `WatchTable.isKnown`.
+        pub fn isKnown(self: *Self, w: *const Watch) bool {
+            if (self.isForked() or self.reactor == null) return false;
+            return WatchTable.isKnown(&self.reactor.?, w);
+        }
+
         pub fn unwatch(self: *Self, w: *Watch) void {
             // Removing fails only for a child's copy of the loop, which must leave the kernel alone.
             self.watch(w, .none) catch {};

@@ -82,13 +82,18 @@ pub const WatchTable = struct {
         assert(watch.armed.isNone());
         if (watch.fd < 0) return error.BadDescriptor;
         const index: usize = @intCast(watch.fd);
-        if (index >= self.slots.items.len) {
-            try self.slots.appendNTimes(gpa, null, index + 1 - self.slots.items.len);
-        }
-        if (self.slots.items[index] != null) return error.Occupied;
+        if (self.find(watch.fd) != null) return error.Occupied;
         watch.generation = self.generation_next;
         self.generation_next +%= 1;
+        // The kernel first: the table grows for numbers of open descriptors only, however large a
+        // number a program comes up with.
         try reactor.set(watch.token(), .none, after);
+        if (index >= self.slots.items.len) {
+            self.slots.appendNTimes(gpa, null, index + 1 - self.slots.items.len) catch |err| {
+                reactor.set(watch.token(), after, .none) catch {};
+                return err;
+            };
+        }
         watch.armed = after;
         self.slots.items[index] = watch;
         self.armed_count += 1;
@@ -100,6 +105,16 @@ pub const WatchTable = struct {
         self.slots.items[index] = null;
         self.armed_count -= 1;
         watch.armed = .none;
+    }
+
+    /// Whether the kernel still knows an armed watch under its number: false if the program closed the
+    /// descriptor behind our back, and the number may be another's.
+    pub fn isKnown(reactor: anytype, watch: *const Watch) bool {
+        // A change that takes something away fails for a registration that is gone.
+        const other: Interest = if (watch.armed.write) .{ .read = true } else .{ .write = true };
+        reactor.set(watch.token(), watch.armed, other) catch return false;
+        reactor.set(watch.token(), other, watch.armed) catch return false;
+        return true;
     }
 
     /// Tells a reactor that has forgotten everything what is armed. A descriptor that it refuses is

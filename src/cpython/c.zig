@@ -147,6 +147,7 @@ pub const Py_MOD_GIL_NOT_USED: *const anyopaque = @ptrFromInt(1);
 pub const T_PYSSIZET = 19;
 pub const READONLY = 1;
 
+pub const Py_LT = 0;
 pub const Py_EQ = 2;
 
 pub const PyBUF_SIMPLE = 0;
@@ -157,6 +158,9 @@ pub extern var PyByteArray_Type: PyTypeObject;
 pub extern var PyMemoryView_Type: PyTypeObject;
 pub extern var PyTuple_Type: PyTypeObject;
 pub extern var PyBool_Type: PyTypeObject;
+pub extern var PyFloat_Type: PyTypeObject;
+pub extern var PyTraceBack_Type: PyTypeObject;
+pub extern var PyType_Type: PyTypeObject;
 pub extern var PyUnicode_Type: PyTypeObject;
 pub extern var PyLong_Type: PyTypeObject;
 pub extern var _Py_NoneStruct: PyObject;

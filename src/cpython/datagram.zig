@@ -96,6 +96,7 @@ const vtable: Source.VTable = .{ .ready = ready, .step = step, .is_transport = t
 /// `_make_datagram_transport(sock, protocol, address=None, waiter=None, extra=None)`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
+    try loop.checkClosed();
     const given = try args.parse("_make_datagram_transport", &.{ "sock", "protocol", "address", "waiter", "extra" }, .{ .required = 2 }, argv, names);
     const sock = given[0].?;
     const fd = try loop_fds.ensureNoTransport(loop, sock);
@@ -283,6 +284,9 @@ pub fn connectionLost(self: *Fields) py.Error!void {
 fn release(self: *Fields) py.Error!void {
     if (self.released) return;
     self.released = true;
+    // After the finalizer others' finalizers can still come: the number may be another's by then.
+    self.closing = true;
+    self.conn_lost = @max(self.conn_lost, 1);
     self.source.disarm(self.loop, .none);
     clearQueues(self);
     const sock = self.sock orelse return;
@@ -417,7 +421,7 @@ fn repr(object: *Object) callconv(.c) ?*Object {
     return c.PyUnicode_FromFormat("<DatagramTransport%s fd=%d read=%s write=<%s, bufsize=%zd>>", label, @as(c_int, self.fd()), reading, writing, @as(c.Ssize, @intCast(self.queue.size)));
 }
 
-const references = .{ "protocol", "context", "sock", "extra", "address", "waiter", "lost_exception", "dict" };
+const references = .{ "protocol", "context", "extra", "address", "waiter", "lost_exception", "dict" };
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
@@ -436,6 +440,7 @@ fn dealloc(object: *Object) callconv(.c) void {
 fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
     try visitor.object(self.loop.object());
+    try transport.visitSocket(self, visitor);
     inline for (references) |field| try visitor.object(@field(self, field));
     for (0..self.queue.items.len) |i| {
         const pending = self.queue.items.at(i);
@@ -452,6 +457,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 fn clearFields(object: *Object) callconv(.c) c_int {
     const self = of(object);
     clearQueues(self);
+    py.clear(&self.sock);
     inline for (references) |field| py.clear(&@field(self, field));
     return 0;
 }

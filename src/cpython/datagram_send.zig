@@ -160,7 +160,10 @@ fn usable(self: *const Fields, known: ?core.sys.Address) ?core.sys.Address {
 /// The socket object's own methods: they resolve names and know every family and every message.
 fn attemptByMethod(self: *Fields, data: *Object, to: ?*Object) Attempt {
     const state = self.loop.state;
-    const sock = py.newRef(self.sock.?);
+    const sock = py.newRef(self.sock orelse {
+        raise.errno(.BADF) catch {};
+        return .failed;
+    });
     defer py.decref(sock);
     const result = if (self.connected)
         py.callMethod(sock, state.name(.send), .{data})

@@ -48,6 +48,8 @@ const args_inline_max = 2;
 
 /// Begins right behind the object header, in the place of the base's slots, whose names all lead here:
 /// the slots hold objects, as these fields do, and stand empty otherwise. A third less memory for each.
+/// A program that goes around the names, by the base's own descriptors, can put any object here or
+/// none: all but `loop_object` are looked at with that in mind.
 pub const Fields = extern struct {
     callback: ?*Object,
     context: ?*Object,
@@ -62,6 +64,7 @@ pub const Fields = extern struct {
     base_rest: [base_size - @sizeOf(c.PyObject) - 7 * 8]u8,
     args_count: u32,
     cancelled: bool,
+    is_timer: bool,
     /// Registered for a descriptor: runs each time that is ready, until it is removed.
     lasting: bool,
 
@@ -151,6 +154,7 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     self.args = @splat(null);
     self.args_count = 0;
     self.cancelled = false;
+    self.is_timer = kind == .timer;
     self.lasting = false;
     self.source_traceback = null;
     self.repr = null;
@@ -221,7 +225,7 @@ pub inline fn call(object: *Object) py.Error!void {
     const self = of(object);
     const callback = self.callback orelse return;
     // cancel() from inside the callback empties the fields: keep what is being called.
-    const context = py.newRef(self.context.?);
+    const context = py.newRef(self.context orelse py.none());
     defer py.decref(context);
     py.incref(callback);
     defer py.decref(callback);
@@ -243,12 +247,13 @@ pub inline fn call(object: *Object) py.Error!void {
 fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
     const count = self.args_count;
     if (count > args_inline_max) {
-        const tuple = py.newRef(self.args[0].?);
+        const tuple = py.newRef(self.args[0] orelse py.none());
         defer py.decref(tuple);
+        if (!py.isExact(tuple, &c.PyTuple_Type)) return py.returned(py.raise(c.PyExc_TypeError, "a handle's arguments have been replaced"));
         return c.PyObject_Call(callback, tuple, null);
     }
     var stack: [args_inline_max + 1]?*Object = undefined;
-    for (self.args[0..count], 1..) |arg, i| stack[i] = py.newRef(arg.?);
+    for (self.args[0..count], 1..) |arg, i| stack[i] = py.newRef(arg orelse py.none());
     defer for (stack[1..][0..count]) |arg| py.decref(arg.?);
     return c.PyObject_Vectorcall(callback, stack[1..].ptr, count | py.arguments_offset, null);
 }
@@ -272,19 +277,28 @@ fn cancel(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.cancelled) return py.newNone();
     self.cancelled = true;
-    if (self.loop().debug and self.repr == null) self.repr = try py.check(c.PyObject_Repr(object));
-    if (py.isExact(object, self.loop().state.timer_handle_type)) {
-        const timer = timerOf(object);
-        if (timer.timer.isSet()) {
-            // The heap lets go before anything else can run; its reference is dropped last.
-            self.loop().core.timers.remove(self.loop().core.gpa, &timer.timer);
-            defer py.decref(object);
-            finish(object);
-            return py.newNone();
-        }
+    if (self.loop().debug and self.repr == null) {
+        // A callback that cannot be shown raises here, as in asyncio, and is cancelled all the same.
+        const shown = c.PyObject_Repr(object) orelse {
+            const saved: py.Saved = .save();
+            letGo(object);
+            saved.restore();
+            return error.Python;
+        };
+        py.replace(&self.repr, shown);
     }
-    finish(object);
+    letGo(object);
     return py.newNone();
+}
+
+/// What cancelling does: a timer leaves the heap, whose reference is dropped last.
+fn letGo(object: *Object) void {
+    const self = of(object);
+    const in_heap = self.is_timer and timerOf(object).timer.isSet();
+    // The heap lets go before anything else can run.
+    if (in_heap) self.loop().core.timers.remove(self.loop().core.gpa, &timerOf(object).timer);
+    finish(object);
+    if (in_heap) py.decref(object);
 }
 
 fn dealloc(object: *Object) callconv(.c) void {
@@ -295,7 +309,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     py.clear(&self.source_traceback);
     py.clear(&self.repr);
     const loop = self.loop();
-    const is_timer = py.isExact(object, loop.state.timer_handle_type);
+    const is_timer = self.is_timer;
     if (is_timer) py.clear(&timerOf(object).when_object);
     const recycled = if (comptime py.can_recycle)
         (if (is_timer) loop.free_timer_handles.push(object) else loop.free_handles.push(object))
@@ -344,9 +358,9 @@ fn getCallback(object: *Object) py.Error!*Object {
 fn getArgs(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.callback == null) return py.newNone();
-    if (self.args_count > args_inline_max) return py.newRef(self.args[0].?);
+    if (self.args_count > args_inline_max) return orNone(self.args[0]);
     var items: [args_inline_max]*Object = undefined;
-    for (self.args[0..self.args_count], 0..) |arg, i| items[i] = arg.?;
+    for (self.args[0..self.args_count], 0..) |arg, i| items[i] = arg orelse py.none();
     return tupleOf(items[0..self.args_count]);
 }
 

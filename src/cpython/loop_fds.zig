@@ -39,16 +39,19 @@ fn convertible(given: *Object) ?core.sys.fd_t {
     return if (fd < 0) null else std.math.cast(core.sys.fd_t, fd);
 }
 
-/// asyncio's guard for descriptors that a live transport owns.
+/// asyncio's guard for descriptors that a live transport owns. One that is closing is live while it
+/// still has bytes to send: asyncio would let both use the descriptor, here a number has one watch.
 pub fn ensureNoTransport(loop: *LoopFields, given: *Object) py.Error!core.sys.fd_t {
     const fd = try descriptor(given);
     const watch = loop.core.watches.find(fd) orelse return fd;
     const source: *Source = .ofWatch(watch);
     if (!source.vtable.is_transport) return fd;
-    const closing = try py.callMethod(source.object, loop.state.name(.is_closing), .{});
+    const transport = py.newRef(source.object);
+    defer py.decref(transport);
+    const closing = try py.callMethod(transport, loop.state.name(.is_closing), .{});
     defer py.decref(closing);
-    if (try py.isTrue(closing)) return fd;
-    return py.raiseFormat(c.PyExc_RuntimeError, "File descriptor %R is used by transport %R", .{ given, source.object });
+    if (try py.isTrue(closing) and !(source.watch.armed.write and loop.core.isKnown(&source.watch))) return fd;
+    return py.raiseFormat(c.PyExc_RuntimeError, "File descriptor %R is used by transport %R", .{ given, transport });
 }
 
 fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type {

@@ -38,11 +38,11 @@ fn isNonblocking(loop: *LoopFields, sock: *Object) py.Error!bool {
 
 fn wait(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, op: Operation) py.Error!*Object {
     var held = op;
-    try loop.checkClosed();
-    ensureFree(loop, fd) catch |err| {
-        held.release();
-        return err;
-    };
+    {
+        errdefer held.release();
+        try loop.checkClosed();
+        try ensureFree(loop, fd);
+    }
     return sock_wait.create(loop, sock, fd, held);
 }
 

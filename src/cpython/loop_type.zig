@@ -106,22 +106,24 @@ pub const Fields = struct {
 
     pub inline fn runPlain(self: *Fields, work: Self.Work) py.Error!void {
         defer py.decref(work.object());
+        // A callback can switch debug mode on and off.
+        const debugging = self.debug;
         self.in_callback = true;
         defer self.in_callback = false;
         switch (work.kind()) {
             .handle => {
-                defer if (!self.debug) handle.afterCall(work.handle());
+                defer if (!debugging) handle.afterCall(work.handle());
                 handle.call(work.handle()) catch return self.callbackFailed(work.handle());
             },
             .ready => {
                 const source = work.source();
                 const readiness = source.watch.pending;
                 source.watch.pending = .none;
-                try source.vtable.ready(source, readiness);
+                source.vtable.ready(source, readiness) catch return self.sourceFailed(source);
             },
             .step => {
                 const source = work.source();
-                try source.vtable.step(source);
+                source.vtable.step(source) catch return self.sourceFailed(source);
             },
         }
     }
@@ -136,6 +138,17 @@ pub const Fields = struct {
         const exception = py.takeException();
         defer py.decref(exception);
         py.decref(try py.callMethod(self.object(), self.state.name(._callback_failed), .{ failed, exception }));
+    }
+
+    /// As `callbackFailed` for what no callback raised: a logger, a future's callback.
+    fn sourceFailed(self: *Fields, source: *Source) py.Error!void {
+        @branchHint(.cold);
+        if (py.isExit()) return error.Python;
+        const pending: py.Saved = .save();
+        const nothing = try py.newTuple(.{});
+        defer py.decref(nothing);
+        pending.restore();
+        return self.methodFailed(source.object, nothing);
     }
 
     /// As `callbackFailed` for a method of a protocol that the loop called by itself.

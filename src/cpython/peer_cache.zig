@@ -30,14 +30,15 @@ pub const PeerCache = struct {
         for (&self.entries) |*entry| py.clear(&entry.object);
     }
 
-    /// The tuple for an internet address, a new reference.
+    /// The tuple for an internet address, a new reference. None where the kernel gave no address: the
+    /// socket is of another type than its object says.
     pub fn tuple(self: *PeerCache, address: *const Address) py.Error!*Object {
         const place = placeOf(address.bytes());
         const entry = &self.entries[place];
         if (entry.object) |object| {
             if (std.mem.eql(u8, entry.address.storage[0..entry.address.len], address.bytes())) return py.newRef(object);
         }
-        const made = (try address_.toObject(address)).?;
+        const made = (try address_.toObject(address)) orelse return py.newNone();
         if (entry.address.set(address)) {
             py.replace(&entry.object, py.newRef(made));
             self.by_object[placeOfObject(made)] = place + 1;

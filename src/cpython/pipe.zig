@@ -11,6 +11,7 @@
 //!
 //! Everything here belongs to the loop's thread.
 
+const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -105,7 +106,8 @@ pub const Arguments = struct {
         if (number == -1 and c.PyErr_Occurred() != null) return error.Python;
         return .{
             .pipe = slots[0].?,
-            .fd = @intCast(number),
+            .fd = std.math.cast(core.sys.fd_t, number) orelse
+                return py.raise(c.PyExc_OverflowError, "the descriptor is too large"),
             .protocol = slots[2].?,
             .waiter = args.given(slots[3]),
             .extra = args.given(slots[4]),
@@ -151,8 +153,9 @@ pub fn create(loop: *LoopFields, t: *c.PyTypeObject, vtable: *const Source.VTabl
 pub fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
     try self.loop.checkClosed();
     const watch = &self.source.watch;
-    if (watch.armed.isNone() and !interest.isNone() and self.loop.core.watches.find(watch.fd) != null) {
-        if (self.is_duplicate) core.sys.close(watch.fd);
+    // Whoever watches a duplicate's number has closed a descriptor of that number, and is put out.
+    const may_be_shared = watch.armed.isNone() and !self.is_duplicate;
+    if (may_be_shared and !interest.isNone() and self.loop.core.watches.find(watch.fd) != null) {
         watch.fd = switch (core.sys.duplicate(watch.fd)) {
             .done => |number| @intCast(number),
             .would_block => unreachable,
@@ -238,6 +241,9 @@ pub fn connectionLost(self: *Fields) py.Error!void {
 
 /// Closes the file object and with it the descriptor, once. The number is in no table by then.
 pub fn release(self: *Fields) py.Error!void {
+    // After the finalizer others' finalizers can still write: the number may be another's by then.
+    self.closing = true;
+    self.lost = true;
     self.source.disarm(self.loop, .none);
     self.queue.clear(&self.loop.write_pool, loop_type.gpa);
     const pipe = self.pipe orelse return;

@@ -64,6 +64,10 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
         try transport.countLostWrite(self, "pipe closed by peer or os.write(pipe, data) raised exception.");
         return py.newNone();
     }
+    if (self.source.watch.armed.isNone() and !try stillOwns(self)) {
+        try writeFailed(self, .BADF);
+        return py.newNone();
+    }
     var sent: usize = 0;
     if (self.queue.isEmpty()) switch (core.sys.write(self.fd(), content)) {
         .done => |count| sent = count,
@@ -78,6 +82,22 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
     self.queue.push(&self.loop.write_pool, gpa, content[sent..], .{ .object = py.newRef(bytes) }) catch return py.noMemory();
     try transport.maybePause(self);
     return py.newNone();
+}
+
+/// A transport that the loop does not hold can be found by the garbage collector together with its file
+/// object, whose finalizer closes the descriptor, before somebody's `__del__` writes one last time.
+fn stillOwns(self: *Fields) py.Error!bool {
+    const held = py.newRef(self.pipe orelse return false);
+    defer py.decref(held);
+    const number = py.callMethod(held, self.loop.state.name(.fileno), .{}) catch {
+        if (py.isExit()) return error.Python;
+        c.PyErr_Clear();
+        return false;
+    };
+    defer py.decref(number);
+    const fd = c.PyLong_AsLong(number);
+    if (fd == -1 and c.PyErr_Occurred() != null) c.PyErr_Clear();
+    return fd >= 0 and (self.is_duplicate or fd == self.fd());
 }
 
 /// The kernel has room again.

@@ -292,15 +292,26 @@ fn throw(object: *Object, argv: []const *Object) py.Error!*Object {
     withdraw(self);
     self.stage = .over;
     if (argv.len == 0 or argv.len > 3) return py.raise(c.PyExc_TypeError, "throw expected 1 to 3 arguments");
-    const value = if (argv.len > 1 and argv[1] != py.none()) argv[1] else argv[0];
-    if (argv.len > 2 and argv[2] != py.none() and value != argv[0]) _ = c.PyException_SetTraceback(value, argv[2]);
-    if (py.isInstance(value, @ptrCast(c.PyExc_BaseException))) {
-        py.restoreException(value);
-    } else if (value == argv[0]) {
-        c.PyErr_SetNone(value);
+    const kind = argv[0];
+    const value = if (argv.len > 1) args.given(argv[1]) else null;
+    const traceback = if (argv.len > 2) args.given(argv[2]) else null;
+    if (traceback) |given| if (!py.isInstance(given, &c.PyTraceBack_Type)) {
+        return py.raise(c.PyExc_TypeError, "throw() third argument must be a traceback");
+    };
+    const base: *c.PyTypeObject = @ptrCast(c.PyExc_BaseException);
+    if (py.isInstance(kind, base)) {
+        if (value != null) return py.raise(c.PyExc_TypeError, "instance exception may not have a separate value");
+        py.restoreException(kind);
+    } else if (py.isInstance(kind, &c.PyType_Type) and c.PyType_IsSubtype(@ptrCast(kind), base) != 0) {
+        if (value) |given| c.PyErr_SetObject(kind, given) else c.PyErr_SetNone(kind);
     } else {
-        c.PyErr_SetObject(argv[0], value);
+        return py.raise(c.PyExc_TypeError, "exceptions must be classes deriving BaseException or instances of such a class");
     }
+    const given = traceback orelse return error.Python;
+    const exception = py.takeException();
+    defer py.decref(exception);
+    _ = c.PyException_SetTraceback(exception, given);
+    py.restoreException(exception);
     return error.Python;
 }
 

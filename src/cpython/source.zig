@@ -4,6 +4,7 @@
 //! A source lies inside its Python object. While its watch is armed, and for each element of the
 //! ready queue that names it, the loop holds one reference to the object.
 
+const std = @import("std");
 const core = @import("core");
 const py = @import("py.zig");
 const raise = @import("raise.zig");
@@ -11,6 +12,7 @@ const LoopFields = @import("loop_type.zig").Fields;
 
 const Interest = core.reactor.Interest;
 const Readiness = core.reactor.Readiness;
+const UpdateError = core.reactor.SetError || core.reactor.OpenError || std.mem.Allocator.Error || error{ Occupied, Forked };
 
 pub const Source = struct {
     watch: core.Watch = .{},
@@ -35,6 +37,10 @@ pub const Source = struct {
 
     /// Arms the watch. The reference that an armed watch holds comes and goes here.
     pub fn arm(self: *Source, loop: *LoopFields, interest: Interest) py.Error!void {
+        self.update(loop, interest) catch |err| return raise.fromCore(err);
+    }
+
+    fn update(self: *Source, loop: *LoopFields, interest: Interest) UpdateError!void {
         const was_armed = !self.watch.armed.isNone();
         var result = loop.core.watch(&self.watch, interest);
         if (result == error.Occupied) {
@@ -44,7 +50,7 @@ pub const Source = struct {
         const is_armed = !self.watch.armed.isNone();
         if (is_armed and !was_armed) py.incref(self.object);
         if (was_armed and !is_armed) py.decref(self.object);
-        result catch |err| return raise.fromCore(err);
+        return result;
     }
 
     /// The program closed a watched descriptor behind our back and its number has come round again.
@@ -54,11 +60,10 @@ pub const Source = struct {
         @import("fd_watch.zig").evict(loop, occupant);
     }
 
-    /// As `arm` for less interest, which cannot fail. The caller holds a reference of its own.
+    /// As `arm` for less interest. The caller holds a reference of its own. Fails in a forked child,
+    /// which must not touch the kernel object it shares, and for a descriptor that was closed behind
+    /// our back, of which nothing more will be heard. An exception that is set stays set.
     pub fn disarm(self: *Source, loop: *LoopFields, interest: Interest) void {
-        self.arm(loop, interest) catch {
-            // Only a forked child gets here: it must not touch the kernel object it shares.
-            @import("c.zig").PyErr_Clear();
-        };
+        self.update(loop, interest) catch {};
     }
 };

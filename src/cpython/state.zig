@@ -52,6 +52,7 @@ pub const Name = enum {
     data_received,
     datagram_received,
     debug,
+    detach,
     do_handshake,
     done,
     eof_received,

@@ -152,8 +152,11 @@ pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*
         .weakrefs = null,
     };
     errdefer {
-        // Still the caller's descriptor: the finalizer must not close it.
+        // Still the caller's descriptor: the finalizer must not close it, nor may anybody who has got
+        // hold of the transport use it.
         self.released = true;
+        self.closing = true;
+        self.conn_lost = 1;
         py.decref(made);
     }
     try setProtocolFields(self, protocol);
@@ -208,6 +211,12 @@ pub fn socketBorrowed(self: *Fields) py.Error!?*Object {
     defer py.decref(number);
     const stack = [_]?*Object{ null, number };
     const sock = try py.check(c.PyObject_Vectorcall(state.socket_type, stack[1..].ptr, py.arguments_offset, state.socket_kwnames));
+    if (self.sock != null or self.released) {
+        // Making it ran the program's code, which made another or ended the transport: one owner only.
+        defer py.decref(sock);
+        py.decref(try py.callMethod(sock, state.name(.detach), .{}));
+        return self.sock;
+    }
     self.sock = sock;
     py.decref(try py.callMethod(sock, state.name(.setblocking), .{@as(*Object, &c._Py_FalseStruct)}));
     return sock;
@@ -221,6 +230,7 @@ fn extraBorrowed(self: *Fields) py.Error!*Object {
 /// Makes and keeps the value of a name that asyncio fills in when it makes a transport.
 fn compute(self: *Fields, name: *Object) py.Error!?*Object {
     const state = self.loop.state;
+    if (!py.isInstance(name, &c.PyUnicode_Type)) return null;
     const value = if (c.PyUnicode_CompareWithASCIIString(name, "peername") == 0)
         try addressOf(self, &self.peer_name, core.sys.peerAddress, .getpeername)
     else if (c.PyUnicode_CompareWithASCIIString(name, "sockname") == 0)
@@ -276,10 +286,9 @@ pub fn keepExtra(self: *Fields) void {
 }
 
 pub fn extraInfo(self: *Fields, name: *Object) py.Error!?*Object {
-    if (self.extra) |extra| {
-        if (c.PyDict_GetItemWithError(extra, name)) |value| return py.newRef(value);
-        if (c.PyErr_Occurred() != null) return error.Python;
-    }
+    // Any object may be asked for; one without a hash is an error, as with asyncio's dict.
+    if (c.PyDict_GetItemWithError(try extraBorrowed(self), name)) |value| return py.newRef(value);
+    if (c.PyErr_Occurred() != null) return error.Python;
     return compute(self, name);
 }
 
@@ -355,7 +364,8 @@ fn dealloc(object: *Object) callconv(.c) void {
 fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
     try visitor.object(self.loop.object());
-    inline for (.{ "protocol", "context", "sock", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
+    try transport.visitSocket(self, visitor);
+    inline for (.{ "protocol", "context", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
         try visitor.object(@field(self, field));
     }
     var pieces = self.queue.iterator();

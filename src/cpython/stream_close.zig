@@ -148,6 +148,9 @@ fn releaseDescriptor(self: *Fields) py.Error!void {
     self.source.disarm(self.loop, .none);
     self.queue.clear(&self.loop.write_pool, loop_type.gpa);
     self.released = true;
+    // After the finalizer others' finalizers can still write: the number may be another's by then.
+    self.closing = true;
+    self.conn_lost = @max(self.conn_lost, 1);
     const sock = self.sock orelse {
         core.sys.close(self.fd());
         return;

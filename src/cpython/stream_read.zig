@@ -148,7 +148,10 @@ fn readBuffered(self: *Fields, protocol: *Object) py.Error!void {
     if (c.PyObject_GetBuffer(target, &view, c.PyBUF_WRITABLE) < 0) {
         return stream_close.fatalPending(self, "Fatal read error on socket transport");
     }
-    const outcome = core.sys.recv(self.fd(), view.buf.?[0..@intCast(view.len)]);
+    // A buffer without bytes reads as the end of the stream, as in asyncio.
+    const room: []u8 = if (view.buf) |start| start[0..@intCast(view.len)] else &.{};
+    // The calls can have run the loop, and that have ended the transport.
+    const outcome: core.sys.Outcome = if (self.released) .would_block else core.sys.recv(self.fd(), room);
     c.PyBuffer_Release(&view);
     const count = (try received(self, protocol, outcome)) orelse return;
     const filled = try py.newInt(count);

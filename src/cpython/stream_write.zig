@@ -123,16 +123,27 @@ pub fn markDirty(self: *Fields) py.Error!void {
     self.dirty = true;
 }
 
-/// Sends what the finished callback wrote, on every transport it wrote to.
+/// Sends what the finished callback wrote, on every transport it wrote to, also when a protocol that
+/// is told to pause ends the run.
 pub fn flushDirty(loop: *LoopFields) py.Error!void {
     while (loop.dirty.pop()) |source| {
-        const self: *Fields = .ofSource(source);
-        defer py.decref(self.object());
-        self.dirty = false;
-        if (self.source.watch.armed.write) continue;
-        try flush(self);
-        try maybePause(self);
+        flushOne(.ofSource(source)) catch |err| {
+            if (loop.dirty.len == 0) return err;
+            const left: py.Saved = .save();
+            flushDirty(loop) catch c.PyErr_WriteUnraisable(null);
+            left.restore();
+            return err;
+        };
     }
+}
+
+/// Takes the queue's reference over.
+fn flushOne(self: *Fields) py.Error!void {
+    defer py.decref(self.object());
+    self.dirty = false;
+    if (self.source.watch.armed.write) return;
+    try flush(self);
+    try maybePause(self);
 }
 
 /// Sends at once what can be sent, for callers that are about to look at the queue.
@@ -172,7 +183,8 @@ fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
     raise.errno(code) catch {};
     const exception = py.takeException();
     defer py.decref(exception);
-    const waiter = self.empty_waiter;
+    const waiter = if (self.empty_waiter) |future| py.newRef(future) else null;
+    defer py.xdecref(waiter);
     try stream_close.fatalError(self, exception, "Fatal write error on socket transport");
     if (waiter) |future| {
         // The future may be done by now through connection_lost.
@@ -198,7 +210,9 @@ pub fn ready(self: *Fields) py.Error!void {
     if (self.conn_lost > 0) return;
     if (!self.queue.isEmpty()) return;
     self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
-    if (self.empty_waiter) |waiter| {
+    if (self.empty_waiter) |borrowed| {
+        const waiter = py.newRef(borrowed);
+        defer py.decref(waiter);
         py.decref(try py.callMethod(waiter, self.loop.state.name(.set_result), .{py.none()}));
     }
     if (self.closing) {
@@ -265,7 +279,7 @@ fn makeEmptyWaiter(object: *Object) py.Error!*Object {
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "Empty waiter is already set");
     try settle(self);
     const future = try @import("loop_tasks.zig").newFuture(self.loop);
-    self.empty_waiter = py.newRef(future);
+    py.replace(&self.empty_waiter, py.newRef(future));
     errdefer py.decref(future);
     if (self.queue.isEmpty()) {
         py.decref(try py.callMethod(future, self.loop.state.name(.set_result), .{py.none()}));

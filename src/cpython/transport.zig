@@ -5,6 +5,7 @@
 //! `context`; those about flow control also need `queue`, `high_water`, `low_water` and
 //! `protocol_paused`. None of them keeps anything.
 
+const std = @import("std");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
@@ -13,6 +14,16 @@ const State = @import("state.zig").State;
 const Name = @import("state.zig").Name;
 
 const Object = py.Object;
+
+/// The socket that a transport holds, for its traverse function. A plain one refers to nothing, and is
+/// hidden from the garbage collector: found together with its transport it would be finalized, which
+/// closes it, perhaps before somebody's `__del__` writes to the transport one last time; and the
+/// number could be another's by then.
+pub fn visitSocket(self: anytype, visitor: py.Visitor) error{Stop}!void {
+    const sock = self.sock orelse return;
+    const is_plain = @as(*Object, @ptrCast(py.typeOf(sock))) == self.loop.state.socket_type;
+    if (!is_plain) try visitor.object(sock);
+}
 
 /// Queues the next step of the life cycle, which runs in a later turn or behind what is queued.
 pub fn queueStep(self: anytype) py.Error!void {
@@ -181,18 +192,30 @@ pub fn parseLimits(high_given: ?*Object, low_given: ?*Object, high_default: c.Ss
     const high = if (args.given(high_given)) |given|
         try asSize(given)
     else if (args.given(low_given) != null)
-        4 * low
+        4 *| low
     else
         high_default;
-    if (args.given(low_given) == null) low = @divTrunc(high, 4);
+    if (args.given(low_given) == null) low = @divFloor(high, 4);
     if (!(high >= low and low >= 0)) {
         return py.raiseFormat(c.PyExc_ValueError, "high (%zd) must be >= low (%zd) must be >= 0", .{ high, low });
     }
     return .{ .high = @intCast(high), .low = @intCast(low) };
 }
 
+/// Python's numbers have no end, and asyncio takes any of them: no buffer reaches what is cut off here.
 fn asSize(object: *Object) py.Error!c.Ssize {
-    const value = c.PyLong_AsSsize_t(object);
-    if (value == -1 and c.PyErr_Occurred() != null) return error.Python;
-    return value;
+    const is_float = py.isInstance(object, &c.PyFloat_Type);
+    const value = if (is_float) -1 else c.PyLong_AsSsize_t(object);
+    if (value != -1) return value;
+    if (!is_float) {
+        if (c.PyErr_Occurred() == null) return value;
+        if (!py.matches(c.PyExc_OverflowError)) return error.Python;
+        c.PyErr_Clear();
+    }
+    const zero = try py.newInt(0);
+    defer py.decref(zero);
+    const negative = c.PyObject_RichCompareBool(object, zero, c.Py_LT);
+    if (negative < 0) return error.Python;
+    if (negative != 0) return std.math.minInt(c.Ssize) / 4;
+    return if (is_float) std.math.lossyCast(c.Ssize, c.PyFloat_AsDouble(object)) else std.math.maxInt(c.Ssize);
 }
