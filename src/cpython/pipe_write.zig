@@ -64,7 +64,8 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
         try transport.countLostWrite(self, "pipe closed by peer or os.write(pipe, data) raised exception.");
         return py.newNone();
     }
-    if (self.source.watch.armed.isNone() and !try stillOwns(self)) {
+    const held = self.loop.thread_id != 0 and !self.source.watch.armed.isNone();
+    if (!held and !try stillOwns(self)) {
         try writeFailed(self, .BADF);
         return py.newNone();
     }
@@ -84,7 +85,7 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
     return py.newNone();
 }
 
-/// A transport that the loop does not hold can be found by the garbage collector together with its file
+/// A transport that no running loop holds can be found by the garbage collector together with its file
 /// object, whose finalizer closes the descriptor, before somebody's `__del__` writes one last time.
 fn stillOwns(self: *Fields) py.Error!bool {
     const held = py.newRef(self.pipe orelse return false);

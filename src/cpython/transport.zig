@@ -217,5 +217,8 @@ fn asSize(object: *Object) py.Error!c.Ssize {
     const negative = c.PyObject_RichCompareBool(object, zero, c.Py_LT);
     if (negative < 0) return error.Python;
     if (negative != 0) return std.math.minInt(c.Ssize) / 4;
-    return if (is_float) std.math.lossyCast(c.Ssize, c.PyFloat_AsDouble(object)) else std.math.maxInt(c.Ssize);
+    if (!is_float) return std.math.maxInt(c.Ssize);
+    const number = c.PyFloat_AsDouble(object);
+    // Not a number fits nothing.
+    return if (number != number) -1 else std.math.lossyCast(c.Ssize, number);
 }
