@@ -12,7 +12,8 @@
 //! hold (`traverseQueued`). Handles registered for descriptors live long and are tracked.
 //! Free-threaded builds track all.
 //!
-//! Only the loop's thread runs or cancels handles.
+//! Only the loop's thread runs handles, and cancels them: in a free-threaded build another thread that
+//! calls cancel() by mistake leaves a mark only, which the loop's thread sees when their time comes.
 
 const std = @import("std");
 const core = @import("core");
@@ -224,6 +225,7 @@ fn tupleOf(items: []const *Object) py.Error!*Object {
 pub inline fn call(object: *Object) py.Error!void {
     const self = of(object);
     const callback = self.callback orelse return;
+    if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .monotonic)) return;
     // cancel() from inside the callback empties the fields: keep what is being called.
     const context = py.newRef(self.context orelse py.none());
     defer py.decref(context);
@@ -276,6 +278,10 @@ pub inline fn finish(object: *Object) void {
 fn cancel(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.cancelled) return py.newNone();
+    if (comptime config.gil_disabled) if (self.loop.isForeignThread()) {
+        @atomicStore(bool, &self.cancelled, true, .monotonic);
+        return py.newNone();
+    };
     self.cancelled = true;
     if (self.loop().debug and self.repr == null) {
         // A callback that cannot be shown raises here, as in asyncio, and is cancelled all the same.

@@ -1,5 +1,7 @@
 //! Scheduling: call_soon, call_soon_threadsafe, call_later, call_at.
 
+const std = @import("std");
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -20,7 +22,10 @@ fn callSoon(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*O
     const scheduled = try handle.create(loop, .soon, parsed);
     errdefer py.decref(scheduled);
     if (loop.debug) try recordSource(loop, scheduled);
-    loop.core.post(.ofHandle(py.newRef(scheduled))) catch |err| {
+    py.incref(scheduled);
+    // Without a GIL a program's mistake, the wrong thread, would break the queue: it takes the safe way.
+    const posted = if (comptime config.gil_disabled) postFromAnyThread(loop, scheduled) else loop.core.post(.ofHandle(scheduled));
+    posted catch |err| {
         py.decref(scheduled);
         return raise.fromCore(err);
     };
@@ -46,8 +51,8 @@ fn callSoonThreadsafe(object: *Object, argv: []const *Object, names: ?*Object) p
 
 /// With a GIL whoever holds it may touch the queue, which the loop leaves alone while it waits.
 /// Without one other threads hand over by way of the inbox.
-inline fn postFromAnyThread(loop: *LoopFields, scheduled: *Object) @import("std").mem.Allocator.Error!void {
-    if (comptime @import("config").gil_disabled) {
+inline fn postFromAnyThread(loop: *LoopFields, scheduled: *Object) std.mem.Allocator.Error!void {
+    if (comptime config.gil_disabled) {
         const own_thread = loop.thread_id != 0 and loop.thread_id == c.PyThread_get_thread_ident();
         if (!own_thread) return loop.core.postThreadsafe(.ofHandle(scheduled));
         return loop.core.post(.ofHandle(scheduled));
@@ -79,6 +84,7 @@ fn callAt(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Obj
 
 fn schedule(loop: *LoopFields, parsed: args.Callback, when: f64, when_object: ?*Object) py.Error!*Object {
     try loop.checkClosed();
+    if (comptime config.gil_disabled) if (loop.isForeignThread()) return wrongThread();
     // asyncio's call_later checks by way of call_at, and names that one.
     if (loop.debug) try checkCall(loop, parsed.callback, "call_at", true);
     const scheduled = try handle.create(loop, .timer, parsed);
@@ -94,12 +100,14 @@ fn schedule(loop: *LoopFields, parsed: args.Callback, when: f64, when_object: ?*
     return py.newRef(scheduled);
 }
 
+fn wrongThread() py.Error {
+    return py.raise(c.PyExc_RuntimeError, "Non-thread-safe operation invoked on an event loop other than the current one");
+}
+
 /// Debug mode: the thread and the kind of callback, with asyncio's messages.
 fn checkCall(loop: *LoopFields, callback: *Object, comptime method: [:0]const u8, comptime check_thread: bool) py.Error!void {
     @branchHint(.cold);
-    if (check_thread and loop.thread_id != 0 and loop.thread_id != c.PyThread_get_thread_ident()) {
-        return py.raise(c.PyExc_RuntimeError, "Non-thread-safe operation invoked on an event loop other than the current one");
-    }
+    if (check_thread and loop.isForeignThread()) return wrongThread();
     const name = try py.check(c.PyUnicode_FromString(method));
     defer py.decref(name);
     py.decref(try py.callMethod(loop.object(), loop.state.name(._check_callback), .{ callback, name }));

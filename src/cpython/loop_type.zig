@@ -160,6 +160,12 @@ pub const Fields = struct {
         py.decref(try py.callMethod(self.object(), self.state.name(._method_failed), .{ method, argument, exception }));
     }
 
+    /// Whether the loop runs in another thread than this.
+    pub fn isForeignThread(self: *const Fields) bool {
+        const id = @atomicLoad(c_ulong, &self.thread_id, .monotonic);
+        return id != 0 and id != c.PyThread_get_thread_ident();
+    }
+
     pub fn checkClosed(self: *const Fields) py.Error!void {
         if (self.closed) return py.raise(c.PyExc_RuntimeError, "Event loop is closed");
         if (self.core.isForked()) return raise.fromCore(error.Forked);
