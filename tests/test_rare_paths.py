@@ -168,6 +168,25 @@ def test_readiness_after_a_cancellation_is_nobodys():
     zloop.run(main())
 
 
+def test_readiness_before_a_reader_takes_over_is_kept():
+    class Taken:
+        def cancelled(self) -> bool:
+            return True
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+
+        def watch(fd: int, callback: Any, ready: asyncio.Future[None]) -> Taken:
+            right.send(b"x")
+            callback(ready)
+            return Taken()
+
+        with lookalikes() as (left, right):
+            assert await within(loop._retry(left, watch, pytest.fail, "recv", (1,))) == b"x"
+
+    zloop.run(main())
+
+
 def test_connections_over_a_lookalike(run):
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -177,6 +196,8 @@ def test_connections_over_a_lookalike(run):
             assert await log.got(5) == b"hello"
             transport.write(b"answer")
             assert await within(loop.sock_recv(right, 100)) == b"answer"
+            assert await within(loop.sendfile(transport, io.BytesIO(b"memory"))) == 6
+            assert await within(loop.sock_recv(right, 100)) == b"memory"
             transport.close()
             await within(log.lost)
 
@@ -256,6 +277,18 @@ def test_a_peer_that_leaves_while_a_file_waits(run, path):
             reset(right)
             with pytest.raises(asyncio.SendfileNotAvailableError):
                 await within(waiting)
+
+    run(main())
+
+
+@only_zloop
+def test_a_system_without_sendfile(run, path, monkeypatch):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with lookalikes() as (left, right), open(path, "rb") as file:
+            monkeypatch.delattr(os, "sendfile")
+            assert await within(loop.sock_sendfile(left._sock, file, 0, 1000)) == 1000
+            assert len(await within(loop.sock_recv(right, 5000))) == 1000
 
     run(main())
 
