@@ -84,10 +84,24 @@ fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type
     };
 }
 
+/// A socket that has been closed has no number left to look for. asyncio takes it all the same.
+fn isClosedFile(loop: *LoopFields, given: *Object) py.Error!bool {
+    if (c.PyObject_HasAttrString(given, "fileno") == 0) return false;
+    const number = try py.callMethod(given, loop.state.name(.fileno), .{});
+    defer py.decref(number);
+    const fd = c.PyLong_AsLong(number);
+    if (fd == -1 and c.PyErr_Occurred() != null) {
+        c.PyErr_Clear();
+        return false;
+    }
+    return fd < 0;
+}
+
 fn Remove(comptime direction: fd_watch.Direction) type {
     return struct {
         fn public(object: *Object, fd_object: *Object) py.Error!*Object {
             const loop = loop_type.of(object);
+            if (try isClosedFile(loop, fd_object)) return py.newBool(false);
             const fd = try ensureNoTransport(loop, fd_object);
             if (loop.closed) return py.newBool(false);
             return py.newBool(try fd_watch.remove(loop, fd, direction));
