@@ -191,6 +191,16 @@ pub fn setNoDelay(fd: fd_t) void {
     _ = c.setsockopt(fd, c.IPPROTO.TCP, c.TCP.NODELAY, @ptrCast(&on), @sizeOf(c_int));
 }
 
+/// Freeing this much at once is worth telling the C library to give it back to the system.
+pub const trim_size_min = 16 * 1024 * 1024;
+
+/// glibc keeps freed pieces that lie below one still in use; other libraries give back by themselves.
+pub fn trimHeap() void {
+    if (comptime builtin.os.tag == .linux and builtin.abi.isGnu()) _ = malloc_trim(0);
+}
+
+extern fn malloc_trim(pad: usize) c_int;
+
 test "a socket pair carries bytes and says when it would block" {
     var pair: [2]fd_t = undefined;
     try std.testing.expectEqual(@as(c_int, 0), c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair));

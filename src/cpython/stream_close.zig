@@ -71,7 +71,9 @@ pub fn forceClose(self: *Fields, exception: ?*Object) py.Error!void {
     self.conn_lost = 1;
     self.closing = true;
     self.source.disarm(self.loop, .none);
+    const dropped_size = self.queue.size;
     self.queue.clear(&self.loop.write_pool, loop_type.gpa);
+    if (dropped_size >= core.sys.trim_size_min) core.sys.trimHeap();
     try queueLost(self, exception);
 }
 
