@@ -408,6 +408,10 @@ fn getProtocolPaused(object: *Object) py.Error!*Object {
     return py.newBool(of(object).protocol_paused);
 }
 
+fn getPaused(object: *Object) py.Error!*Object {
+    return py.newBool(of(object).paused);
+}
+
 fn getConnLost(object: *Object) py.Error!*Object {
     return py.newInt(of(object).conn_lost);
 }
@@ -430,6 +434,7 @@ const properties = [_]c.PyGetSetDef{
     py.getter("_protocol", getProtocol),
     py.getter("_closing", isClosing),
     py.getter("_conn_lost", getConnLost),
+    py.getter("_paused", getPaused),
     py.getter("_protocol_paused", getProtocolPaused),
     py.getter("_start_tls_compatible", getTrue),
     py.getter("_sendfile_compatible", getSendfileMode),
