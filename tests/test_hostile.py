@@ -359,7 +359,7 @@ def close_then_abort(scene: Scene) -> None:
 
 def set_protocol(scene: Scene) -> None:
     transport = scene.victim("set_protocol")
-    kind = (
+    kind: Any = (
         Datagrams
         if isinstance(transport, asyncio.DatagramTransport) and transport is not scene.spare
         else None
@@ -447,7 +447,7 @@ DEEDS = (
 
 
 #: What asyncio itself does not survive, always or now and then.
-CONTROL_FAILS = {
+CONTROL_FAILS: dict[tuple[str, Any], str] = {
     ("pause_writing", replace_descriptor): "its selector raises OSError from then on",
     ("resume_writing", replace_descriptor): "its selector raises OSError from then on",
     ("pause_writing", close_socket): "its selector raises OSError from then on",
@@ -597,7 +597,7 @@ def test_limits_of_any_size(loop: asyncio.AbstractEventLoop, limits: dict[str, A
         low, high = transport.get_write_buffer_limits()
         assert high >= low >= 0
         # No writer has that much.
-        given = min(limits.get("high", limits.get("low")), sys.maxsize)
+        given: Any = min(limits.get("high", limits.get("low", 0)), sys.maxsize)
         assert max(low, high) >= given
 
 

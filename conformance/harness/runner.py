@@ -101,12 +101,8 @@ def control_of_failures(
     loop = Loop(CONTROL, None)
     reference = replace(run, loop=CONTROL, modules={}, verdict=None)
     bad = [name for name, test in run.tests.items() if not test.good]
-    for look in range(CONTROL_LOOKS_MAX):
-        for name, module, test in look_again(suite, interpreter, loop, settings, run, bad):
-            found = reference.modules.setdefault(module, ModuleResult({}, 0, 0))
-            found.tests[name] = test
-        final = ("skipped",) if look == 0 else ("skipped", "timeout")
-        bad = [name for name, test in reference.tests.items() if not test.good and test.outcome not in final]
+    for name, module, test in look_again(suite, interpreter, loop, settings, run, bad):
+        reference.modules.setdefault(module, ModuleResult({}, 0, 0)).tests[name] = test
     return reference
 
 

@@ -18,7 +18,7 @@ pub fn check() py.Error!void {
     try checkWeakrefs("asyncio", "TimerHandle", handle.weakrefs_offset);
     try checkBase("asyncio", "Transport", @import("stream.zig").base_size);
     try checkBase("asyncio", "ReadTransport", @import("pipe.zig").base_size);
-    try checkBase("asyncio", "WriteTransport", @import("pipe.zig").base_size);
+    try checkBase("asyncio", "Transport", @import("pipe.zig").base_size);
     try checkBase("asyncio", "DatagramTransport", @import("datagram.zig").base_size);
 }
 

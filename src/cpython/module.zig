@@ -51,7 +51,7 @@ fn setUp(module: *Object) py.Error!void {
         .{ "timer_handle_type", "TimerHandle", &@import("handle.zig").timer_spec },
         .{ "stream_transport_type", "Transport", &@import("stream.zig").spec },
         .{ "read_pipe_type", "ReadTransport", &@import("pipe_read.zig").spec },
-        .{ "write_pipe_type", "WriteTransport", &@import("pipe_write.zig").spec },
+        .{ "write_pipe_type", "Transport", &@import("pipe_write.zig").spec },
         .{ "tls_transport_type", "Transport", &@import("tls.zig").spec },
     }) |row| {
         const base = try py.check(c.PyObject_GetAttrString(asyncio, row[1]));

@@ -26,7 +26,8 @@ const Source = @import("source.zig").Source;
 const Object = py.Object;
 const LoopFields = loop_type.Fields;
 
-/// asyncio.ReadTransport and asyncio.WriteTransport: the object header and one slot, `_extra`.
+/// asyncio.ReadTransport and asyncio.Transport, which its own write pipes derive from: the object header and
+/// one slot, `_extra`.
 pub const base_size = @sizeOf(c.PyObject) + 8;
 
 pub const Fields = struct {
@@ -46,6 +47,8 @@ pub const Fields = struct {
     closing: bool = false,
     /// connection_lost has been called or is queued.
     lost: bool = false,
+    /// The kernel's news are being dealt with: what follows from them happens in the transport's own context.
+    handling: bool = false,
     /// The watched number is a duplicate of ours.
     is_duplicate: bool = false,
     /// The descriptor gets its blocking mode back when it is released: it outlives the transport.
@@ -210,7 +213,7 @@ pub fn queueLost(self: *Fields, exception: ?*Object) py.Error!void {
     // No turn will come any more.
     if (self.loop.closed) return release(self);
     py.replace(&self.lost_exception, if (exception) |e| py.newRef(e) else null);
-    py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
+    if (!self.handling) py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
     try transport.queueStep(self);
 }
 

@@ -60,6 +60,8 @@ fn step(source: *Source) py.Error!void {
 fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
     if (!readiness.read or !isReading(self)) return;
+    self.handling = true;
+    defer self.handling = false;
     switch (try read_bytes.read(self.loop, &self.read_size, self.fd(), core.sys.read)) {
         .bytes => |data| {
             defer py.decref(data);

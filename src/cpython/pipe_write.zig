@@ -41,6 +41,8 @@ fn step(source: *Source) py.Error!void {
 
 fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
+    self.handling = true;
+    defer self.handling = false;
     if (readiness.read and source.watch.armed.read) try peerClosed(self);
     if (readiness.write and source.watch.armed.write) try writeQueued(self);
 }

@@ -63,6 +63,8 @@ pub const Fields = struct {
     eof_written: bool,
     protocol_paused: bool,
     protocol_connected: bool,
+    /// The kernel's news are being dealt with: what follows from them happens in the transport's own context.
+    handling: bool = false,
     /// Queued in `loop.dirty`.
     dirty: bool,
     /// The descriptor has been closed.
@@ -178,6 +180,8 @@ pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*
 /// The descriptor is ready. Reading comes before writing, as in asyncio's event order.
 fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
+    self.handling = true;
+    defer self.handling = false;
     if (readiness.read and self.isReading() and !self.eof_received) try stream_read.ready(self);
     if (readiness.write and source.watch.armed.write) try stream_write.ready(self);
 }
