@@ -278,7 +278,7 @@ pub inline fn finish(object: *Object) void {
 fn cancel(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.cancelled) return py.newNone();
-    if (comptime config.gil_disabled) if (self.loop.isForeignThread()) {
+    if (comptime config.gil_disabled) if (self.loop().isForeignThread()) {
         @atomicStore(bool, &self.cancelled, true, .monotonic);
         return py.newNone();
     };
