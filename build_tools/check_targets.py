@@ -1,7 +1,8 @@
-"""Compile the core's tests and the engine for every system in targets.txt, without linking or running them.
+"""Compile the core's tests and the engine for every system in targets.txt, and the engine for every kind of
+interpreter, without linking or running them.
 
-This is what keeps the code for other kernels alive: Zig looks only at code that a target reaches. It is
-`zig build check` without the build runner, which takes a minute and a half to compile on a new machine.
+This is what keeps the code for other kernels and interpreters alive: Zig looks only at code a target reaches.
+It is `zig build check` without the build runner, which takes a minute and a half to compile on a new machine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import engine
 
+INTERPRETERS = [
+    *(engine.Interpreter(minor, False, False) for minor in range(10, 15)),
+    *(engine.Interpreter(minor, True, False) for minor in (13, 14)),
+    *(engine.Interpreter(minor, False, True) for minor in (10, 14)),
+]
 CORE_ROOT = engine.SOURCE_ROOT / "core" / "root.zig"
 
 
@@ -32,9 +38,25 @@ def main() -> int:
         for name, arguments in checks.items():
             if subprocess.run([*zig, *arguments], check=False, cwd=work, stdin=subprocess.DEVNULL).returncode:
                 failed.append(f"{name} for {triple}")
+    for interpreter in INTERPRETERS:
+        folder = work / f"3.{interpreter.minor}{'t' * interpreter.gil_disabled}{'d' * interpreter.debug}"
+        folder.mkdir(exist_ok=True)
+        arguments = [
+            "build-lib",
+            "-dynamic",
+            "-fno-emit-bin",
+            "-lc",
+            "--cache-dir",
+            str(engine.CACHE_ROOT / "zig"),
+        ]
+        modules = engine.module_arguments(engine.write_config(folder, interpreter))
+        if subprocess.run(
+            [*zig, *arguments, *modules], check=False, cwd=work, stdin=subprocess.DEVNULL
+        ).returncode:
+            failed.append(f"engine for CPython {folder.name}")
     for line in failed:
         print(f"does not compile: {line}")
-    print(f"{len(triples)} targets, {len(failed)} failures")
+    print(f"{len(triples)} systems, {len(INTERPRETERS)} interpreters, {len(failed)} failures")
     return 1 if failed else 0
 
 

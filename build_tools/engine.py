@@ -150,8 +150,17 @@ def module_arguments(config: Path) -> list[str]:
     ]
 
 
-def write_config(folder: Path) -> Path:
-    """Write the Zig module `config`: facts about the interpreter that the adapter needs at compile time.
+@dataclass(frozen=True)
+class Interpreter:
+    """What the adapter has to know at compile time of the interpreter it is built for."""
+
+    minor: int = sys.version_info.minor
+    gil_disabled: bool = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    debug: bool = hasattr(sys, "gettotalrefcount")
+
+
+def write_config(folder: Path, interpreter: Interpreter = Interpreter()) -> Path:
+    """Write the Zig module `config`: facts about the interpreter, and the package's version.
 
     The folder is one configuration's own and the file is rewritten only when it differs, because Zig's cache
     goes by path and by time before it goes by content.
@@ -164,9 +173,9 @@ def write_config(folder: Path) -> Path:
     flag = {False: "false", True: "true"}
     source = (
         f"pub const py_major: u32 = {sys.version_info.major};\n"
-        f"pub const py_minor: u32 = {sys.version_info.minor};\n"
-        f"pub const gil_disabled: bool = {flag[bool(sysconfig.get_config_var('Py_GIL_DISABLED'))]};\n"
-        f"pub const py_debug: bool = {flag[hasattr(sys, 'gettotalrefcount')]};\n"
+        f"pub const py_minor: u32 = {interpreter.minor};\n"
+        f"pub const gil_disabled: bool = {flag[interpreter.gil_disabled]};\n"
+        f"pub const py_debug: bool = {flag[interpreter.debug]};\n"
         f'pub const zloop_version: []const u8 = "{version[1]}";\n'
     )
     path = folder / "config.zig"

@@ -175,7 +175,7 @@ def test_r13_limits_of_zero_in_a_relay(run, kind, tls):
 
 @linux
 @pytest.mark.parametrize("size", [200_000_000, pytest.param(1 << 30, marks=pytest.mark.soak)])
-def test_r14_a_flood_and_a_peer_that_disappears(run, size):
+def test_r14_a_flood_and_a_peer_that_disappears(run, size, loop_name):
     """uvloop #548."""
 
     async def main() -> None:
@@ -189,7 +189,10 @@ def test_r14_a_flood_and_a_peer_that_disappears(run, size):
         reset(right)
         await within(asyncio.wait([log.lost]))
         await turns(2)
-        assert rss_bytes() - before < 60_000_000
+        assert transport.get_write_buffer_size() == 0
+        # asyncio leaves it to the allocator when freed memory goes back to the system, and glibc may keep it.
+        if not loop_name.startswith("asyncio:"):
+            assert rss_bytes() - before < 60_000_000
 
     run(main())
 
