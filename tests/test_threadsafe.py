@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -274,3 +275,90 @@ def flood(factory: LoopFactory, seconds: float, threads_count: int) -> None:
     loop.close()
     assert ran == sent
     assert min(sent) > 0
+
+
+since_3_14 = pytest.mark.skipif(
+    sys.version_info < (3, 14), reason="CPython 3.14 made these handles thread-safe"
+)
+
+
+@since_3_14
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("ending", ["returns", "raises", "leaves the loop"])
+def test_other_threads_wait_for_a_handle_that_runs(loop, debug, ending):
+    events: list[str] = []
+    handles: list[asyncio.Handle] = []
+    running = threading.Event()
+    asking = threading.Barrier(4)
+    loop.set_debug(debug)
+    loop.slow_callback_duration = 60
+
+    def callback() -> None:
+        running.set()
+        asking.wait(PATIENCE_S)
+        # A thread that does not wait has the time to say so.
+        time.sleep(0.05)
+        events.append("ran")
+        if ending == "raises":
+            raise ValueError("on purpose")
+        if ending == "leaves the loop":
+            raise SystemExit(7)
+
+    def ask(method: str) -> None:
+        running.wait(PATIENCE_S)
+        asking.wait(PATIENCE_S)
+        getattr(handles[0], method)()
+        events.append(method)
+
+    threads = [threading.Thread(target=ask, args=[method]) for method in ("cancel", "cancelled", "cancel")]
+    handles.append(loop.call_soon_threadsafe(callback))
+    for thread in threads:
+        thread.start()
+    if ending == "leaves the loop":
+        with pytest.raises(SystemExit):
+            loop.run_forever()
+    else:
+        loop.call_soon(loop.stop)
+        loop.set_exception_handler(lambda _, report: events.append(type(report["exception"]).__name__))
+        loop.run_forever()
+    for thread in threads:
+        thread.join()
+    assert events[0] == "ran"
+    asked = [event for event in events if event.startswith("cancel")]
+    assert sorted(asked) == ["cancel", "cancel", "cancelled"]
+    assert handles[0].cancelled()
+
+
+@since_3_14
+def test_a_running_handle_may_cancel_itself(loop):
+    handles: list[asyncio.Handle] = []
+    seen: list[bool] = []
+
+    def callback() -> None:
+        handles[0].cancel()
+        seen.append(handles[0].cancelled())
+        loop.stop()
+
+    handles.append(loop.call_soon_threadsafe(callback))
+    loop.run_forever()
+    assert seen == [True]
+
+
+def test_a_thread_cancels_before_the_handle_runs(loop):
+    ran: list[int] = []
+
+    def work() -> None:
+        handle = loop.call_soon_threadsafe(ran.append, 1)
+        handle.cancel()
+        assert handle.cancelled()
+
+    thread = threading.Thread(target=work)
+
+    def hold() -> None:
+        thread.start()
+        thread.join()
+        loop.call_soon(loop.stop)
+
+    loop.call_soon(hold)
+    loop.run_forever()
+    assert ran == []

@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import socket
 import ssl
+import sys
 from asyncio import events, transports
 from collections.abc import Callable, Generator
 from typing import Any, final
@@ -27,6 +28,15 @@ class Handle(events.Handle):
     def _callback(self) -> Callable[..., Any] | None: ...
     @property
     def _source_traceback(self) -> list[Any] | None: ...
+
+if sys.version_info >= (3, 14):
+    @final
+    class ThreadSafeHandle(events._ThreadSafeHandle):
+        def get_context(self) -> contextvars.Context: ...
+        @property
+        def _callback(self) -> Callable[..., Any] | None: ...
+        @property
+        def _source_traceback(self) -> list[Any] | None: ...
 
 @final
 class TimerHandle(events.TimerHandle):

@@ -127,6 +127,7 @@ HOOKS = (
         "of the same names",
     ),
     _hook("asyncio.events:Handle", Need.HAS, "_run _source_traceback", "run by signals; shown in reports"),
+    _hook("asyncio.events", Need.HAS, "_ThreadSafeHandle", "call_soon_threadsafe()'s", since=(3, 14)),
     _hook("asyncio.events:TimerHandle", Need.SETS, "_when _scheduled", "of the same names"),
     # TLS by asyncio's own engine.
     _hook("asyncio.sslproto", Need.HAS, "SSLProtocol _create_transport_context", "serves what ours does not"),

@@ -1,6 +1,6 @@
-//! Handle and TimerHandle: one scheduled callback each.
+//! Handle, ThreadSafeHandle and TimerHandle: one scheduled callback each.
 //!
-//! Both extend asyncio's classes of the same name and share one layout, in the place of the slots of
+//! They extend asyncio's classes of the same name and share one layout, in the place of the slots of
 //! their bases. Callback arguments lie in the object itself, where vectorcall can
 //! take them; more than `args_inline_max` go into a tuple. Freed handles wait on a list of their
 //! loop, so the common case allocates nothing.
@@ -21,6 +21,7 @@ const c = @import("c.zig");
 const config = @import("config");
 const py = @import("py.zig");
 const args_ = @import("args.zig");
+const exclusion = @import("handle_exclusion.zig");
 const loop_type = @import("loop_type.zig");
 const State = @import("state.zig").State;
 
@@ -65,7 +66,8 @@ pub const Fields = extern struct {
     base_rest: [base_size - @sizeOf(c.PyObject) - 7 * 8]u8,
     args_count: u32,
     cancelled: bool,
-    is_timer: bool,
+    kind: Kind,
+    mark: exclusion.Mark,
     /// Registered for a descriptor: runs each time that is ready, until it is removed.
     lasting: bool,
 
@@ -106,6 +108,15 @@ comptime {
 /// Whether the garbage collector has to know each handle by itself.
 const tracked = config.gil_disabled;
 
+pub const Kind = enum(u8) {
+    soon,
+    /// From `call_soon_threadsafe`, where asyncio has a type for those.
+    threadsafe,
+    timer,
+};
+
+pub const threadsafe_kind: Kind = if (exclusion.enabled) .threadsafe else .soon;
+
 /// Freed handles of one type, linked through their callback field.
 pub const FreeList = struct {
     first: ?*Object = null,
@@ -133,15 +144,10 @@ pub const FreeList = struct {
     }
 };
 
-pub const Kind = enum { soon, timer };
-
 /// A new handle. `context` null means a copy of the current one.
 pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callback) py.Error!*Object {
     const context = if (parsed.context) |given| py.newRef(given) else try py.check(c.PyContext_CopyCurrent());
-    const recycled = if (comptime py.can_recycle) switch (kind) {
-        .soon => loop.free_handles.pop(),
-        .timer => loop.free_timer_handles.pop(),
-    } else null;
+    const recycled = if (comptime py.can_recycle) loop.free_handles.getPtr(kind).pop() else null;
     const object = recycled orelse allocate(loop, kind) catch |err| {
         py.decref(context);
         return err;
@@ -155,7 +161,8 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     self.args = @splat(null);
     self.args_count = 0;
     self.cancelled = false;
-    self.is_timer = kind == .timer;
+    self.kind = kind;
+    self.mark = .idle;
     self.lasting = false;
     self.source_traceback = null;
     self.repr = null;
@@ -188,11 +195,12 @@ pub fn makeLasting(object: *Object) void {
 fn allocate(loop: *LoopFields, comptime kind: Kind) py.Error!*Object {
     const t = switch (kind) {
         .soon => loop.state.handle_type,
+        .threadsafe => loop.state.threadsafe_handle_type,
         .timer => loop.state.timer_handle_type,
     };
     const object = if (comptime py.can_recycle) object: {
         const size = collector_header_size + switch (kind) {
-            .soon => Layout.size,
+            .soon, .threadsafe => Layout.size,
             .timer => TimerLayout.size,
         };
         const memory: [*]u8 = @ptrCast(c.PyObject_Malloc(size) orelse return py.noMemory());
@@ -225,7 +233,7 @@ fn tupleOf(items: []const *Object) py.Error!*Object {
 pub inline fn call(object: *Object) py.Error!void {
     const self = of(object);
     const callback = self.callback orelse return;
-    if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .monotonic)) return;
+    if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .seq_cst)) return;
     // cancel() from inside the callback empties the fields: keep what is being called.
     const context = py.newRef(self.context orelse py.none());
     defer py.decref(context);
@@ -275,11 +283,24 @@ pub inline fn finish(object: *Object) void {
     py.clear(&self.context);
 }
 
+/// The loop's thread, around a run of the handle.
+pub inline fn beginRun(object: *Object) void {
+    if (comptime exclusion.enabled) if (of(object).kind == .threadsafe) exclusion.begin(&of(object).mark);
+}
+
+pub inline fn endRun(object: *Object) void {
+    if (comptime exclusion.enabled) if (of(object).kind == .threadsafe) exclusion.end(&of(object).mark);
+}
+
+fn waitUntilRun(self: *Fields) void {
+    if (self.loop().isForeignThread()) exclusion.wait(&self.mark);
+}
+
 fn cancel(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.cancelled) return py.newNone();
     if (comptime config.gil_disabled) if (self.loop().isForeignThread()) {
-        @atomicStore(bool, &self.cancelled, true, .monotonic);
+        @atomicStore(bool, &self.cancelled, true, .seq_cst);
         return py.newNone();
     };
     self.cancelled = true;
@@ -297,10 +318,27 @@ fn cancel(object: *Object) py.Error!*Object {
     return py.newNone();
 }
 
+fn cancelThreadsafe(object: *Object) py.Error!*Object {
+    const self = of(object);
+    // Without a GIL the mark comes first: a run that begins now sees it, or is waited for.
+    if (comptime config.gil_disabled) {
+        const result = cancel(object);
+        waitUntilRun(self);
+        return result;
+    }
+    waitUntilRun(self);
+    return cancel(object);
+}
+
+fn getCancelledThreadsafe(object: *Object) py.Error!*Object {
+    waitUntilRun(of(object));
+    return getCancelled(object);
+}
+
 /// What cancelling does: a timer leaves the heap, whose reference is dropped last.
 fn letGo(object: *Object) void {
     const self = of(object);
-    const in_heap = self.is_timer and timerOf(object).timer.isSet();
+    const in_heap = self.kind == .timer and timerOf(object).timer.isSet();
     // The heap lets go before anything else can run.
     if (in_heap) self.loop().core.timers.remove(self.loop().core.gpa, &timerOf(object).timer);
     finish(object);
@@ -315,12 +353,9 @@ fn dealloc(object: *Object) callconv(.c) void {
     py.clear(&self.source_traceback);
     py.clear(&self.repr);
     const loop = self.loop();
-    const is_timer = self.is_timer;
-    if (is_timer) py.clear(&timerOf(object).when_object);
-    const recycled = if (comptime py.can_recycle)
-        (if (is_timer) loop.free_timer_handles.push(object) else loop.free_handles.push(object))
-    else
-        false;
+    const kind = self.kind;
+    if (kind == .timer) py.clear(&timerOf(object).when_object);
+    const recycled = if (comptime py.can_recycle) loop.free_handles.getPtr(kind).push(object) else false;
     if (!recycled) free(object);
     // Last: this can be the loop's end, which empties the list the handle now waits on.
     py.decref(loop.object());
@@ -412,6 +447,13 @@ const methods = [_]c.PyMethodDef{
     .{},
 };
 
+const threadsafe_methods = [_]c.PyMethodDef{
+    py.Method.noArgs("cancel", cancelThreadsafe, "cancel($self)\n--\n\nasyncio.Handle.cancel(), from any thread: the callback will not run, or has run."),
+    py.Method.noArgs("cancelled", getCancelledThreadsafe, "cancelled($self)\n--\n\nasyncio.Handle.cancelled(), from any thread."),
+    py.Method.noArgs("get_context", getContext, "get_context($self)\n--\n\nasyncio.Handle.get_context()."),
+    .{},
+};
+
 const timer_methods = [_]c.PyMethodDef{
     py.Method.noArgs("cancel", cancel, "cancel($self)\n--\n\nasyncio.TimerHandle.cancel(): the callback will not run."),
     py.Method.noArgs("cancelled", getCancelled, "cancelled($self)\n--\n\nasyncio.Handle.cancelled()."),
@@ -450,7 +492,9 @@ fn slotsOf(comptime method_table: []const c.PyMethodDef, comptime property_table
 
 const flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION;
 const slots = slotsOf(&methods, &properties);
+const threadsafe_slots = slotsOf(&threadsafe_methods, &properties);
 const timer_slots = slotsOf(&timer_methods, &timer_properties);
 
 pub const spec: c.PyType_Spec = .{ .name = "zloop._engine.Handle", .basicsize = Layout.size, .flags = flags, .slots = &slots };
+pub const threadsafe_spec: c.PyType_Spec = .{ .name = "zloop._engine.ThreadSafeHandle", .basicsize = Layout.size, .flags = flags, .slots = &threadsafe_slots };
 pub const timer_spec: c.PyType_Spec = .{ .name = "zloop._engine.TimerHandle", .basicsize = TimerLayout.size, .flags = flags, .slots = &timer_slots };

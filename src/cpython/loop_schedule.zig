@@ -37,7 +37,7 @@ fn callSoonThreadsafe(object: *Object, argv: []const *Object, names: ?*Object) p
     const parsed = try args.Callback.parse("call_soon_threadsafe", null, argv, names, loop.state.name(.context));
     try loop.checkClosed();
     if (loop.debug) try checkCall(loop, parsed.callback, "call_soon_threadsafe", false);
-    const scheduled = try handle.create(loop, .soon, parsed);
+    const scheduled = try handle.create(loop, handle.threadsafe_kind, parsed);
     errdefer py.decref(scheduled);
     if (loop.debug) try recordSource(loop, scheduled);
     py.incref(scheduled);

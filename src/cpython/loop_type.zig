@@ -40,8 +40,7 @@ pub const Fields = struct {
     thread_state: ?*anyopaque = null,
     current_handle: ?*Object = null,
     task_factory: ?*Object = null,
-    free_handles: handle.FreeList = .{},
-    free_timer_handles: handle.FreeList = .{},
+    free_handles: std.EnumArray(handle.Kind, handle.FreeList) = .initFill(.{}),
     /// Transports with bytes written during the running callback, to be sent when it returns.
     /// Each element holds a reference.
     dirty: core.Fifo(*Source) = .empty,
@@ -113,6 +112,8 @@ pub const Fields = struct {
         switch (work.kind()) {
             .handle => {
                 defer if (!debugging) handle.afterCall(work.handle());
+                handle.beginRun(work.handle());
+                defer handle.endRun(work.handle());
                 handle.call(work.handle()) catch return self.callbackFailed(work.handle());
             },
             .ready => {
@@ -271,8 +272,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     self.dirty.deinit(gpa);
     self.write_pool.deinit(gpa);
     self.freeBuffers();
-    self.free_handles.deinit();
-    self.free_timer_handles.deinit();
+    for (&self.free_handles.values) |*list| list.deinit();
     const module = self.module;
     c.PyObject_GC_Del(object);
     py.decref(t);

@@ -8,6 +8,7 @@ const builtin = @import("builtin");
 const c = @import("c.zig");
 const config = @import("config");
 const py = @import("py.zig");
+const handle_exclusion = @import("handle_exclusion.zig");
 const layout = @import("layout.zig");
 const state_ = @import("state.zig");
 const State = state_.State;
@@ -58,12 +59,18 @@ fn setUp(module: *Object) py.Error!void {
         defer py.decref(base);
         @field(state, row[0]) = try makeType(module, row[2], base);
     }
+    state.threadsafe_handle_type = if (comptime handle_exclusion.enabled) made: {
+        const base = try state_.importAttribute("asyncio.events", "_ThreadSafeHandle");
+        defer py.decref(base);
+        break :made try makeType(module, &@import("handle.zig").threadsafe_spec, base);
+    } else @ptrCast(py.newRef(@ptrCast(state.handle_type)));
     // asyncio's own is both, and programs ask for either.
     const both = try asyncioClasses(asyncio, .{ "Transport", "DatagramTransport" });
     defer py.decref(both);
     state.datagram_transport_type = try makeType(module, &@import("datagram.zig").spec, both);
     try expose(module, "Loop", state.loop_type);
     try expose(module, "Handle", state.handle_type);
+    if (comptime handle_exclusion.enabled) try expose(module, "ThreadSafeHandle", state.threadsafe_handle_type);
     try expose(module, "TimerHandle", state.timer_handle_type);
     try expose(module, "StreamTransport", state.stream_transport_type);
     try expose(module, "ReadPipeTransport", state.read_pipe_type);

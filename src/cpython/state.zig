@@ -104,6 +104,8 @@ pub const State = struct {
 
     loop_type: *c.PyTypeObject,
     handle_type: *c.PyTypeObject,
+    /// Before 3.14 `handle_type`.
+    threadsafe_handle_type: *c.PyTypeObject,
     timer_handle_type: *c.PyTypeObject,
     stream_transport_type: *c.PyTypeObject,
     read_pipe_type: *c.PyTypeObject,
@@ -182,7 +184,7 @@ pub fn freeNames(state: *State) void {
     for (names) |*reference| py.clear(reference);
 }
 
-fn importAttribute(module: [*:0]const u8, attribute: [*:0]const u8) py.Error!*Object {
+pub fn importAttribute(module: [*:0]const u8, attribute: [*:0]const u8) py.Error!*Object {
     const imported = try py.check(c.PyImport_ImportModule(module));
     defer py.decref(imported);
     return py.check(c.PyObject_GetAttrString(imported, attribute));
