@@ -201,6 +201,14 @@ pub fn trimHeap() void {
 
 extern fn malloc_trim(pad: usize) c_int;
 
+/// glibc serves large blocks by mapping memory, at the price of a fault for each page of each block, until one
+/// of their size has been freed: from then on they come from its heap. Blocks that are shrunk before they are
+/// freed never teach it. A program that has set the limit itself is left alone, other libraries need no lesson.
+pub fn expectBlocksOf(size: usize) void {
+    if (comptime builtin.os.tag != .linux or !builtin.abi.isGnu()) return;
+    c.free(c.malloc(size));
+}
+
 test "a socket pair carries bytes and says when it would block" {
     var pair: [2]fd_t = undefined;
     try std.testing.expectEqual(@as(c_int, 0), c.socketpair(c.AF.UNIX, c.SOCK.STREAM, 0, &pair));

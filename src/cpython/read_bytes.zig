@@ -35,8 +35,13 @@ pub fn read(
     const buffer = (try loop.readBuffer())[0..size.*];
     const outcome = readFn(fd, buffer);
     if (outcome != .done or outcome.done == 0) return .{ .none = outcome };
-    if (outcome.done == buffer.len) size.* = @min(2 * size.*, size_max);
+    if (outcome.done == buffer.len) grow(size);
     return .{ .bytes = try py.newBytes(buffer[0..outcome.done]) };
+}
+
+fn grow(size: *u32) void {
+    size.* = @min(2 * size.*, size_max);
+    if (size.* == direct_from) core.sys.expectBlocksOf(2 * size_max);
 }
 
 fn readDirect(
@@ -51,7 +56,7 @@ fn readDirect(
         return .{ .none = outcome };
     }
     if (outcome.done == size.*) {
-        size.* = @min(2 * size.*, size_max);
+        grow(size);
         return .{ .bytes = data.? };
     }
     if (outcome.done < size.* / 4) size.* = @max(size.* / 2, size_min);
