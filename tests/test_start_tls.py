@@ -137,6 +137,21 @@ def test_the_handshake_timeout(run, tls):
     run(main())
 
 
+def test_an_upgrade_of_a_transport_that_is_closing_gives_nothing(run, tls):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with connected("tcp") as pair:
+            pair.client_transport.close()
+            upgraded = await within(
+                loop.start_tls(pair.client_transport, Log(), tls.client, server_hostname="localhost")
+            )
+            assert upgraded is None
+            await within(pair.server.lost)
+            pair.client.lost.set_result(None)  # its protocol was replaced
+
+    run(main())
+
+
 def test_a_cancelled_upgrade(run, tls):
     async def main() -> None:
         loop = asyncio.get_running_loop()

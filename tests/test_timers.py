@@ -315,3 +315,95 @@ def test_a_timer_that_raises_is_reported_and_others_fire(loop):
     assert fired == ["other"]
     assert [str(report["exception"]) for report in reports] == ["timer"]
     assert reports[0]["handle"] is handle
+
+
+class Clock:
+    """Stands in for `loop.time` and moves only when told."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_clock_put_on_a_loop_is_the_one_its_timers_go_by(loop):
+    clock = Clock(1000.0)
+    fired: list[str] = []
+    loop.time = clock
+    hour = loop.call_later(3600, fired.append, "an hour")
+    assert hour.when() == 4600.0
+    day = loop.call_at(87_400.0, fired.append, "a day")
+
+    async def main() -> None:
+        await asyncio.sleep(0)
+        assert fired == []
+        clock.now = hour.when()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert fired == ["an hour"]
+        sleeping = asyncio.ensure_future(asyncio.sleep(600))
+        await asyncio.sleep(0)
+        clock.now += 600
+        await within(sleeping)
+        clock.now = day.when()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+    assert fired == ["an hour", "a day"]
+
+
+def test_a_clock_taken_away_again_leaves_the_usual_one(loop):
+    loop.time = Clock(5.0)
+    assert loop.call_later(1, loop.stop).when() == 6.0
+    del loop.time
+    assert abs(loop.time() - time.monotonic()) < 10
+    before = loop.time()
+    assert loop.call_later(1, loop.stop).when() >= before + 1
+    # Due long ago by the clock that is back.
+    loop.run_forever()
+
+
+def test_a_subclass_has_a_clock_of_its_own(loop_factory):
+    kind = type(made := loop_factory())
+    made.close()
+
+    class Ahead(kind):
+        ahead_s = 0.0
+
+        def time(self) -> float:
+            return super().time() + self.ahead_s
+
+    loop = Ahead()
+
+    async def main() -> str:
+        loop.call_soon(setattr, loop, "ahead_s", 7200.0)
+        await asyncio.sleep(3600)
+        return "woken"
+
+    assert loop.run_until_complete(main()) == "woken"
+    loop.close()
+
+
+def test_a_clock_that_fails_ends_the_run(loop):
+    def broken() -> float:
+        raise LookupError("no clock")
+
+    loop.call_later(0, loop.stop)
+    loop.time = broken
+    with pytest.raises(LookupError, match="no clock"):
+        loop.call_later(1, loop.stop)
+    with pytest.raises(LookupError, match="no clock"):
+        loop.run_forever()
+    del loop.time
+    loop.run_forever()
+
+
+def test_a_clock_and_a_delay_add_up_as_python_adds_them(loop):
+    loop.time = Clock(1)  # an int
+    handle = loop.call_later(2, loop.stop)
+    assert handle.when() == 3
+    with pytest.raises(TypeError):
+        loop.call_later("soon", loop.stop)
+    handle.cancel()

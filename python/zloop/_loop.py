@@ -115,7 +115,7 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         server_hostname: str | None = None,
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
-    ) -> asyncio.Transport:
+    ) -> asyncio.Transport | None:
         """asyncio.loop.start_tls(): upgrades a transport; the protocol uses the new one from then on."""
         timeouts = {
             "ssl_handshake_timeout": ssl_handshake_timeout,
@@ -123,7 +123,7 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         }
         if not _tls.accepts(transport, sslcontext):
             # Raises: asyncio has the words for it.
-            return await super().start_tls(transport, protocol, sslcontext)  # type: ignore[return-value]
+            return await super().start_tls(transport, protocol, sslcontext)
         return await _tls.start(self, transport, protocol, sslcontext, server_side, server_hostname, timeouts)
 
     # The engine wakes itself; only signal handlers need a pipe, made with the first of them.

@@ -93,7 +93,7 @@ async def start(
     server_side: bool,
     server_hostname: str | None,
     timeouts: dict[str, float | None],
-) -> asyncio.Transport:
+) -> asyncio.Transport | None:
     """`loop.start_tls()` for arguments that asyncio accepts."""
     waiter = loop.create_future()
     # A protocol that was told to pause waits to hear that it may go on; now the new transport says so.
@@ -148,7 +148,10 @@ async def start(
     finally:
         # The exception in it has a traceback that leads back here.
         del waiter
-    return upper if upper is not None else below._app_transport
+    if upper is not below:
+        return below._app_transport
+    # A transport that was closed before has nothing to upgrade, and asyncio returns nothing.
+    return upper if upper.get_extra_info("ssl_object") is not None else None
 
 
 def _take_early_bytes(protocol: Any) -> bytes:

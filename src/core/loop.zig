@@ -49,6 +49,7 @@ const stale_polls_max = 4;
 ///   workOfTimer(*Host, *Timer) Work       a due timer's work; the timer is out of the heap
 ///   queueWatch(*Host, *Watch) void        queues the work of a watch that has `pending` readiness
 ///   run(*Host, Work) Error!void
+///   timeNs(*Host) Error!u64               now, by the clock that timers go by
 ///   beforeWait/afterWait                  around a wait, which runs without the host's lock
 ///   interrupted(*Host) Error!void         a signal ended the wait
 pub fn Loop(comptime Host: type) type {
@@ -154,16 +155,16 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         pub fn turn(self: *Self, host: *Host, stopping: bool) (Host.Error || error{Forked})!void {
             if (self.isForked()) return error.Forked;
             if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
-            const timeout_ns = self.timeoutNs(stopping);
+            const timeout_ns = try self.timeoutNs(host, stopping);
             if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
             try self.collectDue(host);
             try self.runReady(host);
         }
 
-        fn timeoutNs(self: *const Self, stopping: bool) ?u64 {
+        fn timeoutNs(self: *const Self, host: *Host, stopping: bool) Host.Error!?u64 {
             if (self.ready.len > 0 or stopping) return 0;
             const deadline_ns = self.timers.earliestNs() orelse return null;
-            return deadline_ns -| clock.nowNs();
+            return deadline_ns -| try host.timeNs();
         }
 
         fn mustPoll(self: *Self, timeout_ns: ?u64) bool {
@@ -227,7 +228,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
 
         fn collectDue(self: *Self, host: *Host) Host.Error!void {
             if (self.timers.count() == 0) return;
-            const now_ns = clock.nowNs();
+            const now_ns = try host.timeNs();
             while (true) {
                 // Room first: a timer taken out of the heap must reach the queue.
                 try self.ready.ensureUnusedCapacity(self.gpa, 1);
@@ -272,6 +273,10 @@ const TestHost = struct {
     }
 
     fn afterWait(_: *TestHost) void {}
+
+    fn timeNs(_: *TestHost) Error!u64 {
+        return clock.nowNs();
+    }
 
     fn interrupted(_: *TestHost) Error!void {}
 

@@ -130,6 +130,7 @@ pub const Py_tp_getset = 73;
 pub const Py_tp_methods = 64;
 pub const Py_tp_new = 65;
 pub const Py_tp_repr = 66;
+pub const Py_tp_setattro = 69;
 pub const Py_tp_traverse = 71;
 pub const Py_tp_clear = 51;
 pub const Py_tp_finalize = 80;
@@ -220,6 +221,7 @@ pub extern fn PyObject_CallFinalizerFromDealloc(*PyObject) c_int;
 
 pub extern fn PyObject_GetAttr(*PyObject, *PyObject) ?*PyObject;
 pub extern fn PyObject_SetAttr(*PyObject, *PyObject, ?*PyObject) c_int;
+pub extern fn PyObject_GenericSetAttr(*PyObject, *PyObject, ?*PyObject) c_int;
 pub extern fn PyObject_GetAttrString(*PyObject, [*:0]const u8) ?*PyObject;
 pub extern fn PyObject_HasAttrString(*PyObject, [*:0]const u8) c_int;
 pub extern fn PyObject_GetItem(*PyObject, *PyObject) ?*PyObject;

@@ -8,6 +8,7 @@ const py = @import("py.zig");
 const args = @import("args.zig");
 const raise = @import("raise.zig");
 const handle = @import("handle.zig");
+const loop_time = @import("loop_time.zig");
 const loop_type = @import("loop_type.zig");
 const State = @import("state.zig").State;
 
@@ -66,10 +67,20 @@ fn callLater(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*
     const parsed = try args.Callback.parse("call_later", "delay", argv, names, loop.state.name(.context));
     const delay = parsed.leading.?;
     if (delay == py.none()) return py.raise(c.PyExc_TypeError, "delay must not be None");
+    if (loop.clock.isOverridden()) return callAfter(loop, parsed, delay);
     const seconds = c.PyFloat_AsDouble(delay);
     if (seconds == -1 and c.PyErr_Occurred() != null) return error.Python;
     const when = core.clock.toSeconds(core.clock.nowNs()) + seconds;
     return schedule(loop, parsed, when, null);
+}
+
+/// By a `time()` of the program's own.
+fn callAfter(loop: *LoopFields, parsed: args.Callback, delay: *Object) py.Error!*Object {
+    const due = try loop_time.after(loop, delay);
+    defer py.decref(due);
+    const when = c.PyFloat_AsDouble(due);
+    if (when == -1 and c.PyErr_Occurred() != null) return error.Python;
+    return schedule(loop, parsed, when, due);
 }
 
 fn callAt(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {

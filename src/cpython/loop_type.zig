@@ -12,6 +12,7 @@ const raise = @import("raise.zig");
 const datagram_receive = @import("datagram_receive.zig");
 const debug = @import("debug.zig");
 const handle = @import("handle.zig");
+const loop_time = @import("loop_time.zig");
 const stream_write = @import("stream_write.zig");
 const Source = @import("source.zig").Source;
 const State = @import("state.zig").State;
@@ -33,6 +34,7 @@ pub const Fields = struct {
     debug: bool = false,
     closed: bool = false,
     stopping: bool = false,
+    clock: loop_time.Clock = .{},
     /// A callback is running: writes may wait until it returns.
     in_callback: bool = false,
     /// The thread inside run_forever, or 0.
@@ -81,6 +83,11 @@ pub const Fields = struct {
 
     pub fn afterWait(self: *Fields) void {
         c.PyEval_RestoreThread(self.thread_state.?);
+    }
+
+    pub inline fn timeNs(self: *Fields) py.Error!u64 {
+        if (self.clock.isOverridden()) return loop_time.nowNs(self);
+        return core.clock.nowNs();
     }
 
     /// Python's own signal handlers run here; what they raise ends the run.
@@ -258,6 +265,10 @@ fn new(t: *c.PyTypeObject, _: *Object, _: ?*Object) callconv(.c) ?*Object {
     const module = c.PyType_GetModuleByDef(t, &@import("module.zig").definition) orelse return null;
     const object = c.PyType_GenericAlloc(t, 0) orelse return null;
     of(object).* = .{ .core = .init(gpa), .module = py.newRef(module), .state = .of(module) };
+    loop_time.lookAtClass(of(object)) catch {
+        py.decref(object);
+        return null;
+    };
     return object;
 }
 
@@ -309,6 +320,7 @@ fn clearFields(object: *Object) callconv(.c) c_int {
 fn runOnce(object: *Object) py.Error!*Object {
     const self = of(object);
     try self.checkClosed();
+    try loop_time.lookAtClass(self);
     self.core.beginRun();
     while (true) {
         self.core.turn(self, self.stopping) catch |err| return raise.fromCore(err);
@@ -454,6 +466,7 @@ const slots = [_]c.PyType_Slot{
     .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
     .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
     .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
+    .{ .slot = c.Py_tp_setattro, .pfunc = @ptrCast(&loop_time.setAttribute) },
     .{ .slot = c.Py_tp_methods, .pfunc = @ptrCast(&methods) },
     .{ .slot = c.Py_tp_getset, .pfunc = @ptrCast(&properties) },
     .{},

@@ -44,6 +44,7 @@ fn setUp(module: *Object) py.Error!void {
     const asyncio = try py.check(c.PyImport_ImportModule("asyncio"));
     defer py.decref(asyncio);
     state.loop_type = try makeType(module, &@import("loop_type.zig").spec, null);
+    state.loop_time = try py.getAttr(@ptrCast(state.loop_type), state.name(.time));
     state.fd_watch_type = try makeType(module, &@import("fd_watch.zig").spec, null);
     state.socket_waiter_type = try makeType(module, &@import("sock_wait.zig").spec, null);
     state.listener_type = try makeType(module, &@import("listener.zig").spec, null);

@@ -92,6 +92,7 @@ pub const Name = enum {
     sockname,
     ssl_object,
     sslcontext,
+    time,
     transport,
     unwrap,
     warning,
@@ -123,6 +124,8 @@ pub const State = struct {
     loop_kwnames: *Object,
     name_loop_kwnames: *Object,
     inherited_create_task: *Object,
+    /// The native base's `time()`, to know it from an override.
+    loop_time: *Object,
     context_kwnames: *Object,
     cancelled_error: *Object,
     invalid_state_error: *Object,

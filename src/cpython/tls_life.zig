@@ -36,6 +36,8 @@ fn connectionMade(object: *Object, below: *Object) py.Error!*Object {
         return py.raise(c.PyExc_TypeError, "a SSLTransport needs a StreamTransport below it");
     }
     if (self.stream != null) return py.raise(c.PyExc_RuntimeError, "the SSLTransport has a transport already");
+    // Closed before it was upgraded: nobody is there to shake hands with.
+    if (self.lost) return py.newNone();
     self.stream = py.newRef(below);
     stream.of(below).protocol_paused = false;
     self.phase = .handshake;
@@ -394,7 +396,7 @@ fn connectionLost(object: *Object, reason: *Object) py.Error!*Object {
         defer py.decref(method);
         py.decref(try py.callMethod(self.loop.object(), state.name(.call_soon), .{ method, reason }));
     };
-    if (exception == null and self.waiter != null) {
+    if (exception == null and self.stream != null and self.waiter != null) {
         // abort() during the handshake: whoever waits for the connection does not get one.
         const aborted = try py.call(c.PyExc_ConnectionAbortedError, .{});
         defer py.decref(aborted);

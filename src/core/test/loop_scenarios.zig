@@ -63,6 +63,10 @@ fn Scenarios(comptime Reactor: type) type {
             pub fn afterWait(_: *Host) void {}
             pub fn interrupted(_: *Host) Error!void {}
 
+            pub fn timeNs(_: *Host) Error!u64 {
+                return clock.nowNs();
+            }
+
             pub fn run(self: *Host, work: Work) Error!void {
                 switch (work) {
                     .note => |id| try self.log.append(std.testing.allocator, .{ .note = id }),
