@@ -174,6 +174,24 @@ def tls(tls_files: tuple[str, str]) -> harness.Tls:
     return _tls(*tls_files)
 
 
+@pytest.fixture(params=["native", "asyncio"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a body on both TLS engines of zloop, and on the one that asyncio has."""
+    params = request.node.callspec.params
+    if params.get("loop_factory") == "asyncio" and request.param == "native":
+        pytest.skip("the control has one engine")
+    if sys.version_info < (3, 11) and request.param == "asyncio":
+        pytest.skip("the SSLProtocol of 3.10 is another one than is described here")
+    monkeypatch.setenv("ZLOOP_TLS", request.param)
+    return request.param
+
+
+@pytest.fixture(params=["client", "server"])
+def side(request: pytest.FixtureRequest) -> str:
+    """Which end of a TLS connection is the loop's; the other one is scripted."""
+    return request.param
+
+
 @pytest.fixture(params=harness.STREAM_KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Runs a body over TCP, a Unix socket pair, and TLS."""

@@ -16,8 +16,7 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from harness import (
@@ -34,136 +33,15 @@ from harness import (
     until,
     within,
 )
-
-T = TypeVar("T")
+from tls_peer import OLD_SSLPROTO, Joined, Peer, begin, join
 
 RECORD_MAX = 16384
 SIZES = (1, 2, 255, 1024, RECORD_MAX - 1, RECORD_MAX, RECORD_MAX + 1, 3 * RECORD_MAX + 7, 1_000_003)
-#: asyncio's SSLProtocol was rewritten in 3.11; the one of 3.10 is another and misses much of what is here.
-OLD_SSLPROTO = sys.version_info < (3, 11)
 
-pytestmark = pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
-
-
-@pytest.fixture(params=["native", "asyncio"], autouse=True)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    params = request.node.callspec.params
-    if params.get("loop_factory") == "asyncio" and request.param == "native":
-        pytest.skip("the control has one engine")
-    if OLD_SSLPROTO and request.param == "asyncio":
-        pytest.skip("the SSLProtocol of 3.10 is not the one that is described here")
-    monkeypatch.setenv("ZLOOP_TLS", request.param)
-    return request.param
-
-
-class Peer:
-    """The other end: an SSLObject, a socket, and a say in every byte that passes."""
-
-    def __init__(
-        self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool, piece: int = 0
-    ) -> None:
-        self.sock = sock
-        self.piece = piece
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        hostname = None if server_side else "localhost"
-        self.tls = context.wrap_bio(
-            self.incoming, self.outgoing, server_side=server_side, server_hostname=hostname
-        )
-
-    async def flush(self) -> None:
-        data = self.outgoing.read()
-        step = self.piece or len(data) or 1
-        for start in range(0, len(data), step):
-            await self.raw(data[start : start + step])
-
-    async def raw(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.sock, data)
-
-    async def drive(self, operation: Callable[[], T]) -> T:
-        while True:
-            try:
-                result = operation()
-            except ssl.SSLWantReadError:
-                await self.flush()
-                data = await within(asyncio.get_running_loop().sock_recv(self.sock, 65536))
-                if data:
-                    self.incoming.write(data)
-                else:
-                    self.incoming.write_eof()
-            else:
-                await self.flush()
-                return result
-
-    async def handshake(self) -> None:
-        await self.drive(self.tls.do_handshake)
-
-    async def send(self, data: bytes) -> None:
-        done = 0
-        while done < len(data):
-            done += self.tls.write(data[done:])
-        await self.flush()
-
-    async def receive(self, count: int) -> bytes:
-        got = bytearray()
-
-        def read() -> bytes:
-            return self.tls.read(count - len(got))
-
-        while len(got) < count and (data := await self.drive(read)):
-            got += data
-        return bytes(got)
-
-    async def receive_all(self) -> bytes:
-        """Everything up to close_notify."""
-        got = bytearray()
-        while data := await self.drive(lambda: self.tls.read(65536)):
-            got += data
-        return bytes(got)
-
-
-@pytest.fixture(params=["client", "server"])
-def side(request: pytest.FixtureRequest) -> str:
-    """Which end of the connection is the loop's."""
-    return request.param
-
-
-def begin(side: str, tls: Any, protocol: Any, left: socket.socket, **options: Any) -> asyncio.Task[Any]:
-    loop = asyncio.get_running_loop()
-    if side == "client":
-        making = loop.create_connection(
-            protocol, sock=left, ssl=tls.client, server_hostname="localhost", **options
-        )
-    else:
-        making = loop.connect_accepted_socket(protocol, sock=left, ssl=tls.server, **options)
-    return loop.create_task(making)
-
-
-class Joined:
-    """A transport of the loop and its scripted peer."""
-
-    def __init__(self, transport: Any, log: Any, peer: Peer) -> None:
-        self.transport, self.log, self.peer = transport, log, peer
-
-    async def __aenter__(self) -> Joined:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.transport.abort()
-        await within(asyncio.wait([self.log.lost]))
-        self.peer.sock.close()
-
-
-async def join(
-    side: str, tls: Any, protocol: Any = Log, *, piece: int = 0, small_buffers: bool = False, **options: Any
-) -> Joined:
-    left, right = tcp_sockets(small_buffers=small_buffers)
-    peer = Peer(
-        right, tls.server if side == "client" else tls.client, server_side=side == "client", piece=piece
-    )
-    making = begin(side, tls, protocol, left, **options)
-    await peer.handshake()
-    transport, log = await within(making)
-    return Joined(transport, log, peer)
+pytestmark = [
+    pytest.mark.usefixtures("engine"),
+    pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning"),
+]
 
 
 @pytest.mark.only_zloop("asyncio has no engines")
@@ -187,7 +65,7 @@ def test_an_unknown_engine_is_refused(loop_factory, engine, monkeypatch):
 
 
 FOREIGN_SSL = """
-import _socket, _ssl, asyncio, ssl, sys
+import _ssl, asyncio, ssl, sys
 {change}
 import zloop
 loop = zloop.new_event_loop()
@@ -224,7 +102,11 @@ except RuntimeError as error:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("_ssl.__file__ = _socket.__file__", "_ssl does not share its OpenSSL: SSL_read_ex was not found"),
+        # A library that is loaded, but not linked to OpenSSL.
+        (
+            "import zloop._engine\n_ssl.__file__ = zloop._engine.__file__",
+            "_ssl does not share its OpenSSL: SSL_read_ex was not found",
+        ),
         ("_ssl._SSLSocket = int", "the layout of _ssl's objects is not known"),
         ("ssl.SSLObject = type('Other', (ssl.SSLObject,), {})", "ssl.SSLObject is not itself"),
         ("del ssl.MemoryBIO", "an object of the ssl module is not what it is expected to be"),
@@ -364,7 +246,9 @@ def test_garbage_after_the_handshake(run, tls, side, junk):
                 "WRONG_VERSION_NUMBER",
                 "DECRYPTION_FAILED_OR_BAD_RECORD_MAC",
                 "PACKET_LENGTH_TOO_LONG",
-            } | {"ENCRYPTED_LENGTH_TOO_LONG"}
+                "ENCRYPTED_LENGTH_TOO_LONG",
+                "RECORD_LAYER_FAILURE",
+            }
             assert joined.log.lost_count == 1
             assert joined.transport.is_closing()
             joined.transport.write(b"dropped")
@@ -496,8 +380,7 @@ def test_close_stops_a_flood(run, engine, tls, side):
     run(main())
 
 
-def test_aborted_handshakes_leave_nothing(run, tls):
-
+def test_aborted_handshakes_leave_nothing(run, engine, tls):
     async def main(count: int) -> None:
         reports: list[Any] = []
         loop = asyncio.get_running_loop()
@@ -524,7 +407,8 @@ def test_aborted_handshakes_leave_nothing(run, tls):
         server.close()
         await within(server.wait_closed())
         assert reports == []
-        assert grown < 4_000_000
+        # sslproto's buffers of 256 KiB come back when the allocator likes.
+        assert grown < (4_000_000 if engine == "native" else 32_000_000)
 
     run(main(int(os.environ.get("ZLOOP_TEST_ABORTED", "1500"))))
 

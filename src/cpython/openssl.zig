@@ -29,6 +29,7 @@ pub const Table = struct {
     SSL_pending: *const fn (*const Ssl) callconv(.c) c_int,
     SSL_has_pending: *const fn (*const Ssl) callconv(.c) c_int,
     SSL_shutdown: *const fn (*Ssl) callconv(.c) c_int,
+    SSL_in_init: *const fn (*const Ssl) callconv(.c) c_int,
     SSL_set_bio: *const fn (*Ssl, ?*Bio, ?*Bio) callconv(.c) void,
     SSL_get_rbio: *const fn (*const Ssl) callconv(.c) ?*Bio,
     SSL_get_ex_data: *const fn (*const Ssl, c_int) callconv(.c) ?*anyopaque,

@@ -79,6 +79,9 @@ pub const Fields = struct {
     read_low_water: usize,
     /// Bytes thrown away since close_notify left.
     discarded: usize,
+    /// What OpenSSL has answered by itself (key updates, refused renegotiations) since all that was
+    /// to be sent had left, in bytes.
+    answered: usize,
     handshake_start_ns: u64,
     conn_lost: u32,
     phase: Phase,
@@ -198,6 +201,7 @@ pub fn create(loop: *LoopFields, options: Options) py.Error!?*Object {
         .read_high_water = read_high_water_default,
         .read_low_water = read_high_water_default / 4,
         .discarded = 0,
+        .answered = 0,
         .handshake_start_ns = 0,
         .conn_lost = 0,
         .phase = .unwrapped,

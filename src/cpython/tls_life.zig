@@ -4,6 +4,8 @@
 //! - an alert that OpenSSL has written reaches the peer before the connection ends;
 //! - after `close()` nothing is delivered any more: what still comes is thrown away until the
 //!   peer's close_notify, the shutdown timeout, or `discarded_max` bytes;
+//! - a peer that makes OpenSSL answer (with new keys, say) more than `answered_max` bytes that it does
+//!   not read is cut off;
 //! - `connection_lost` follows a failed `start_tls` exactly once.
 
 const std = @import("std");
@@ -25,6 +27,9 @@ const State = @import("state.zig").State;
 
 /// A peer that goes on sending this much after our close_notify is cut off.
 pub const discarded_max = 256 * 1024;
+
+/// So much nobody is owed: an answer has some 30 bytes, and a peer that reads gets it at once.
+pub const answered_max = 64 * 1024;
 
 const fatal_protocol_error = "Fatal error on SSL protocol";
 
@@ -250,6 +255,12 @@ pub fn continueFlushing(self: *Fields) py.Error!void {
     if (self.in_ssl) return;
     try tls_write.encryptBacklog(self);
     if (self.phase != .flushing or !self.backlog.isEmpty()) return;
+    // close_notify cannot be said in the middle of a handshake (renegotiation, or a certificate that
+    // was asked for afterwards): it has to end first, or the shutdown timeout ends it.
+    if (!self.eof_seen and self.table.SSL_in_init(self.ssl) != 0) {
+        try tls_read.discard(self);
+        if (self.phase != .flushing or self.table.SSL_in_init(self.ssl) != 0) return;
+    }
     self.phase = .shutdown;
     if (self.eof_seen) {
         try callEofReceived(self);
@@ -336,6 +347,11 @@ const Operation = enum { read, write, unwrap };
 /// know, down to `reason` and `verify_code`.
 pub fn takeFailure(self: *Fields, comptime operation: Operation) py.Error!*Object {
     const state = self.loop.state;
+    if (self.answered > answered_max) {
+        const text = try py.check(c.PyUnicode_FromString("the peer asks for new keys or handshakes and does not read the answers"));
+        defer py.decref(text);
+        return py.call(state.ssl_error, .{text});
+    }
     const ssl_object = py.newRef(self.ssl_object.?);
     defer py.decref(ssl_object);
     const result = switch (operation) {
@@ -384,7 +400,9 @@ fn connectionLost(object: *Object, reason: *Object) py.Error!*Object {
     self.lost = true;
     self.conn_lost += 1;
     self.phase = .unwrapped;
+    const dropped_size = self.backlog.size;
     self.backlog.clear(&self.loop.write_pool, loop_type.gpa);
+    if (dropped_size >= core.sys.trim_size_min) core.sys.trimHeap();
     tls_write.dropOutput(self);
     if (!self.receiving) self.stash.clearAndFree(loop_type.gpa);
     const protocol = self.protocol;

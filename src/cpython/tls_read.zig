@@ -42,10 +42,12 @@ const End = enum {
 fn decrypt(self: *Fields, target: []u8, count: *usize) End {
     while (count.* < target.len) {
         var got: usize = 0;
+        const waiting = self.channel.out.items.len;
         self.table.clearErrors();
         self.in_ssl = true;
         const result = self.table.SSL_read_ex(self.ssl, target.ptr + count.*, target.len - count.*, &got);
         self.in_ssl = false;
+        if (self.channel.out.items.len > waiting and floods(self, waiting)) return .failed;
         if (result <= 0) return switch (self.table.SSL_get_error(self.ssl, result)) {
             openssl.error_want_read, openssl.error_want_write => .drained,
             openssl.error_zero_return => .closed,
@@ -57,12 +59,29 @@ fn decrypt(self: *Fields, target: []u8, count: *usize) End {
     return .full;
 }
 
+/// Counts what OpenSSL has just answered, `waiting` bytes being there before. True if the peer has
+/// made it answer far more than it reads.
+fn floods(self: *Fields, waiting: usize) bool {
+    @branchHint(.cold);
+    const all_had_left = waiting == 0 and if (self.below()) |below| below.queue.isEmpty() else true;
+    if (all_had_left) self.answered = 0;
+    self.answered += self.channel.out.items.len - waiting;
+    return self.answered > tls_life.answered_max;
+}
+
 inline fn hasMore(self: *Fields) bool {
     return self.channel.in.len > 0 or self.table.SSL_has_pending(self.ssl) != 0;
 }
 
 /// Ciphertext has come. What cannot be used yet is kept.
 pub fn received(self: *Fields, bytes: []const u8) py.Error!void {
+    try take(self, bytes);
+    // What is left to be sent may have waited for a handshake in between to go on, or `close()` was
+    // called from inside OpenSSL.
+    if (self.phase == .flushing and !self.receiving) try tls_life.continueFlushing(self);
+}
+
+fn take(self: *Fields, bytes: []const u8) py.Error!void {
     const not_begun = self.phase == .unwrapped and self.stream == null;
     if (self.receiving or not_begun) return keep(self, bytes);
     if (self.phase == .unwrapped) return;
@@ -225,7 +244,7 @@ fn readIntoReader(self: *Fields, protocol: *Object) py.Error!End {
 }
 
 /// The program has closed: what comes is thrown away, until the peer's close_notify.
-fn discard(self: *Fields) py.Error!void {
+pub fn discard(self: *Fields) py.Error!void {
     const below = self.below() orelse return;
     // While the peer takes what is left for it, it may send what it likes.
     if (self.phase == .shutdown and below.queue.isEmpty()) self.discarded += self.channel.in.len;
