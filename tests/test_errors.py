@@ -363,7 +363,7 @@ def asyncio_leaks(name: str) -> Any:
     return pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", map(asyncio_leaks, TRIGGERS))
+@pytest.mark.parametrize("name", [asyncio_leaks(name) for name in TRIGGERS])
 @pytest.mark.parametrize("kind_of_exit", [SystemExit, KeyboardInterrupt])
 def test_exits_leave_the_run_and_the_loop_stays_usable(loop, name, kind_of_exit):
     reports: list[Report] = []

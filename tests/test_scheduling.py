@@ -323,6 +323,142 @@ def test_a_context_that_is_already_entered_is_logged_or_reported(loop, caplog):
     )
 
 
+SCHEDULE: dict[str, Any] = {
+    "soon": lambda loop, *call: loop.call_soon(*call),
+    "threadsafe": lambda loop, *call: loop.call_soon_threadsafe(*call),
+    "timer": lambda loop, *call: loop.call_later(0, *call),
+}
+schedules = pytest.mark.parametrize("schedule", SCHEDULE.values(), ids=list(SCHEDULE))
+
+
+@schedules
+def test_what_a_callback_sets_is_its_own(loop, schedule):
+    seen: list[str] = []
+
+    def callback(number: int) -> None:
+        seen.append(variable.get())
+        if number % 3:
+            variable.set(f"set by {number}")
+        if number % 5 == 0:
+            # What the callback schedules does see it.
+            loop.call_soon(lambda: seen.append(variable.get()))
+
+    for number in range(20):
+        schedule(loop, callback, number)
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    inherited = ["unset", "set by 5", "set by 10", "unset"]
+    assert sorted(seen) == sorted(["unset"] * 20 + inherited)
+
+
+@schedules
+def test_a_handle_has_the_context_of_its_call(loop, schedule):
+    seen: list[str] = []
+
+    def plan() -> None:
+        for value in ["a", "a", "a", "b", "b", "a", "c", "c"]:
+            variable.set(value)
+            schedule(loop, lambda: seen.append(variable.get()))
+        variable.set("too late")
+
+    contextvars.copy_context().run(plan)
+    schedule(loop, lambda: seen.append(variable.get()))
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    assert seen == ["a", "a", "a", "b", "b", "a", "c", "c", "unset"]
+
+
+def test_a_token_of_one_callback_is_of_no_use_in_another(loop):
+    tokens: list[Any] = []
+    seen: list[Any] = []
+
+    def first() -> None:
+        tokens.append(variable.set("first"))
+
+    def second() -> None:
+        try:
+            variable.reset(tokens[0])
+        except ValueError as error:
+            seen.append(type(error))
+
+    def keeps_a_token_of_what_was() -> None:
+        variable.reset(variable.set("x"))
+
+    for callback in (first, second, keeps_a_token_of_what_was, second, loop.stop):
+        loop.call_soon(callback)
+    loop.run_forever()
+    assert seen == [ValueError, ValueError]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Handle.get_context() came with 3.12")
+@schedules
+def test_get_context_gives_a_handles_own(loop, schedule):
+    handles: list[asyncio.Handle] = []
+    seen: list[Any] = []
+
+    def callback(number: int) -> None:
+        seen.append(variable.get())
+        variable.set(f"ran {number}")
+        own = handles[number].get_context()
+        seen.append(own[variable])
+        with pytest.raises(RuntimeError, match="already entered"):
+            own.run(lambda: None)
+
+    handles += [schedule(loop, callback, number) for number in range(4)]
+    contexts = [handle.get_context() for handle in handles[:2]]
+    assert contexts[0] is not contexts[1]
+    assert contexts[0] is handles[0].get_context()
+    contexts[1].run(variable.set, "from outside")
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    assert seen == ["unset", "ran 0", "from outside", "ran 1", "unset", "ran 2", "unset", "ran 3"]
+    assert [context[variable] for context in contexts] == ["ran 0", "ran 1"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="reports run in the handle's context since 3.12")
+def test_reports_see_what_the_failing_callback_has_set(loop):
+    seen: list[str] = []
+    loop.set_exception_handler(lambda _loop, report: seen.append(variable.get()))
+
+    def callback(number: int) -> None:
+        variable.set(f"failed {number}")
+        raise ValueError("on purpose")
+
+    for number in range(4):
+        loop.call_soon(callback, number)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == [f"failed {number}" for number in range(4)]
+
+
+@pytest.mark.parametrize("ending", ["idle", "stopped", "closed"])
+def test_values_do_not_outlive_the_handles(loop, ending):
+    class Value(str):
+        __slots__ = ("__weakref__",)
+
+    def plan() -> weakref.ref[Value]:
+        value = Value("value")
+        variable.set(value)
+        for _ in range(4):
+            loop.call_soon(lambda: None)
+        return weakref.ref(value)
+
+    gone = contextvars.copy_context().run(plan)
+    if ending == "closed":
+        loop.close()
+    else:
+        if ending == "stopped":
+            loop.call_soon(loop.stop)
+        else:
+            # The loop finds nothing to do before the timer is due.
+            loop.call_later(0.02, lambda: (seen.append(gone()), loop.stop()))
+        seen: list[Any] = []
+        loop.run_forever()
+        assert seen in ([], [None])
+    gc.collect()
+    assert gone() is None
+
+
 def test_contexts_of_tasks_are_separate(run):
     async def child(name: str) -> str:
         variable.set(name)

@@ -51,6 +51,7 @@ const stale_polls_max = 4;
 ///   run(*Host, Work) Error!void
 ///   timeNs(*Host) Error!u64               now, by the clock that timers go by
 ///   beforeWait/afterWait                  around a wait, which runs without the host's lock
+///   idle(*Host) void                      nothing is queued: what is kept for a busy loop can go; may queue work
 ///   interrupted(*Host) Error!void         a signal ended the wait
 pub fn Loop(comptime Host: type) type {
     return LoopOver(Host, reactor_.Reactor);
@@ -155,6 +156,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         pub fn turn(self: *Self, host: *Host, stopping: bool) (Host.Error || error{Forked})!void {
             if (self.isForked()) return error.Forked;
             if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
+            // Can queue work, so it comes before the decision to wait.
+            if (self.ready.len == 0) host.idle();
             const timeout_ns = try self.timeoutNs(host, stopping);
             if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
             try self.collectDue(host);
@@ -267,6 +270,8 @@ const TestHost = struct {
     fn queueWatch(self: *TestHost, w: *Watch) void {
         self.loop.ready.pushAssumeCapacity(.{ .watch = w });
     }
+
+    fn idle(_: *TestHost) void {}
 
     fn beforeWait(self: *TestHost) void {
         self.waits += 1;

@@ -310,6 +310,10 @@ pub extern fn PyErr_SetFromErrno(*PyObject) ?*PyObject;
 pub extern fn PyErr_WarnEx(*PyObject, [*:0]const u8, Ssize) c_int;
 pub extern fn PyErr_ResourceWarning(*PyObject, Ssize, [*:0]const u8, ...) c_int;
 pub extern fn PyContext_Copy(*PyObject) ?*PyObject;
+pub extern fn PyThreadState_Get() *anyopaque;
+pub extern fn PyContext_New() ?*PyObject;
+pub extern fn PyContextVar_New([*:0]const u8, ?*PyObject) ?*PyObject;
+pub extern fn PyContextVar_Set(*PyObject, *PyObject) ?*PyObject;
 pub extern fn PyObject_GC_IsTracked(*PyObject) c_int;
 
 /// Public under this name since 3.11.

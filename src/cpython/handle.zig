@@ -21,6 +21,7 @@ const c = @import("c.zig");
 const config = @import("config");
 const py = @import("py.zig");
 const args_ = @import("args.zig");
+const contexts = @import("handle_context.zig");
 const exclusion = @import("handle_exclusion.zig");
 const loop_type = @import("loop_type.zig");
 const State = @import("state.zig").State;
@@ -70,6 +71,8 @@ pub const Fields = extern struct {
     mark: exclusion.Mark,
     /// Registered for a descriptor: runs each time that is ready, until it is removed.
     lasting: bool,
+    /// The context is one that other handles hold too, see `handle_context.zig`.
+    shares_context: bool,
 
     inline fn held(self: *Fields) []?*Object {
         return self.args[0..if (self.args_count > args_inline_max) 1 else self.args_count];
@@ -146,7 +149,12 @@ pub const FreeList = struct {
 
 /// A new handle. `context` null means a copy of the current one.
 pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callback) py.Error!*Object {
-    const context = if (parsed.context) |given| py.newRef(given) else try py.check(c.PyContext_CopyCurrent());
+    const context: *Object, const shares_context: bool = if (parsed.context) |given|
+        .{ py.newRef(given), false }
+    else copied: {
+        const copy = try contexts.copyCurrent(&loop.contexts);
+        break :copied .{ copy.context, copy.is_shared };
+    };
     const recycled = if (comptime py.can_recycle) loop.free_handles.getPtr(kind).pop() else null;
     const object = recycled orelse allocate(loop, kind) catch |err| {
         py.decref(context);
@@ -164,6 +172,7 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     self.kind = kind;
     self.mark = .idle;
     self.lasting = false;
+    self.shares_context = shares_context;
     self.source_traceback = null;
     self.repr = null;
     if (kind == .timer) {
@@ -185,9 +194,16 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
 }
 
 /// Makes it a handle that is run many times, until it is cancelled.
-pub fn makeLasting(object: *Object) void {
+pub fn makeLasting(object: *Object) py.Error!void {
+    try ownContext(of(object));
     of(object).lasting = true;
     if (!tracked) c.PyObject_GC_Track(object);
+}
+
+fn ownContext(self: *Fields) py.Error!void {
+    if (!self.shares_context) return;
+    try contexts.own(&self.context);
+    self.shares_context = false;
 }
 
 /// A handle's memory comes from Python's allocator, but not by way of the garbage collector: each
@@ -234,6 +250,10 @@ pub inline fn call(object: *Object) py.Error!void {
     const self = of(object);
     const callback = self.callback orelse return;
     if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .seq_cst)) return;
+    if (self.shares_context) {
+        try contexts.take(&self.loop().contexts, &self.context);
+        self.shares_context = false;
+    }
     // cancel() from inside the callback empties the fields: keep what is being called.
     const context = py.newRef(self.context orelse py.none());
     defer py.decref(context);
@@ -281,6 +301,7 @@ pub inline fn finish(object: *Object) void {
     py.clear(&self.callback);
     for (held) |*arg| py.clear(arg);
     py.clear(&self.context);
+    self.shares_context = false;
 }
 
 /// The loop's thread, around a run of the handle.
@@ -406,6 +427,7 @@ fn getArgs(object: *Object) py.Error!*Object {
 }
 
 fn getContext(object: *Object) py.Error!*Object {
+    try ownContext(of(object));
     return orNone(of(object).context);
 }
 

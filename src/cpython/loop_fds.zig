@@ -77,7 +77,7 @@ fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type
             }
             const scheduled = try handle.create(loop, .soon, parsed);
             errdefer py.decref(scheduled);
-            handle.makeLasting(scheduled);
+            try handle.makeLasting(scheduled);
             try fd_watch.add(loop, fd, direction, scheduled);
             return scheduled;
         }

@@ -12,6 +12,7 @@ const raise = @import("raise.zig");
 const datagram_receive = @import("datagram_receive.zig");
 const debug = @import("debug.zig");
 const handle = @import("handle.zig");
+const handle_context = @import("handle_context.zig");
 const loop_time = @import("loop_time.zig");
 const stream_write = @import("stream_write.zig");
 const Source = @import("source.zig").Source;
@@ -42,6 +43,7 @@ pub const Fields = struct {
     thread_state: ?*anyopaque = null,
     current_handle: ?*Object = null,
     task_factory: ?*Object = null,
+    contexts: handle_context.Shared,
     free_handles: std.EnumArray(handle.Kind, handle.FreeList) = .initFill(.{}),
     /// Transports with bytes written during the running callback, to be sent when it returns.
     /// Each element holds a reference.
@@ -75,6 +77,10 @@ pub const Fields = struct {
         if (source.vtable.queue) |queue| return queue(self, source);
         py.incref(source.object);
         self.core.ready.pushAssumeCapacity(.ofSource(source, .ready));
+    }
+
+    pub inline fn idle(self: *Fields) void {
+        self.contexts.drop();
     }
 
     pub fn beforeWait(self: *Fields) void {
@@ -250,6 +256,7 @@ pub const Fields = struct {
             }
         }
         py.clear(&self.current_handle);
+        self.contexts.drop();
     }
 
     /// For a forked child's copy: the kernel object is the parent's too and stays as it is.
@@ -264,7 +271,13 @@ pub const of = Layout.of;
 fn new(t: *c.PyTypeObject, _: *Object, _: ?*Object) callconv(.c) ?*Object {
     const module = c.PyType_GetModuleByDef(t, &@import("module.zig").definition) orelse return null;
     const object = c.PyType_GenericAlloc(t, 0) orelse return null;
-    of(object).* = .{ .core = .init(gpa), .module = py.newRef(module), .state = .of(module) };
+    const state: *State = .of(module);
+    of(object).* = .{
+        .core = .init(gpa),
+        .module = py.newRef(module),
+        .state = state,
+        .contexts = .{ .enabled = state.shares_contexts },
+    };
     loop_time.lookAtClass(of(object)) catch {
         py.decref(object);
         return null;
@@ -309,6 +322,8 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     for (0..self.dirty.len) |i| try visitor.object(self.dirty.at(i).object);
     try visitor.object(self.current_handle);
     try visitor.object(self.task_factory);
+    try visitor.object(self.contexts.latest);
+    try visitor.object(self.contexts.running);
 }
 
 fn clearFields(object: *Object) callconv(.c) c_int {
@@ -322,6 +337,7 @@ fn runOnce(object: *Object) py.Error!*Object {
     try self.checkClosed();
     try loop_time.lookAtClass(self);
     self.core.beginRun();
+    defer self.contexts.drop();
     while (true) {
         self.core.turn(self, self.stopping) catch |err| return raise.fromCore(err);
         if (self.stopping or self.closed) return py.newNone();

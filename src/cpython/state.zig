@@ -144,6 +144,8 @@ pub const State = struct {
     timeout_error: *Object,
     /// 3.12.0 and later hand the transport to `Server._attach` (3.13), earlier ones nothing.
     server_attach_takes_transport: bool,
+    /// See `handle_context.zig`.
+    shares_contexts: bool,
 
     // From ssl, null until the first TLS connection; see `openssl.zig`.
     openssl: @import("openssl.zig").Availability,
@@ -224,6 +226,7 @@ pub fn init(state: *State) py.Error!void {
     state.sendfile_fallback = try py.check(c.PyObject_GetAttrString(modes, "FALLBACK"));
     state.timeout_error = try importAttribute("asyncio", "TimeoutError");
     state.openssl = .{};
+    state.shares_contexts = try @import("handle_context.zig").layoutIsKnown();
     state.server_attach_takes_transport = try attachTakesTransport();
 }
 

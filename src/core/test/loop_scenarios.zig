@@ -59,6 +59,7 @@ fn Scenarios(comptime Reactor: type) type {
                 self.loop.ready.pushAssumeCapacity(.{ .watch = w });
             }
 
+            pub fn idle(_: *Host) void {}
             pub fn beforeWait(_: *Host) void {}
             pub fn afterWait(_: *Host) void {}
             pub fn interrupted(_: *Host) Error!void {}
