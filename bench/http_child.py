@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from bench import loops
+from bench.certificates import Certificate
 from bench.server_child import announce, end_with_parent
 from bench.shapes import BACKLOG
 
@@ -23,17 +26,26 @@ async def plain_asgi(scope: dict[str, Any], receive: Callable[..., Any], send: C
     await send({"type": "http.response.body", "body": body})
 
 
-async def serve_uvicorn(listener: socket.socket, application: Any = plain_asgi) -> None:
+async def serve_uvicorn(
+    listener: socket.socket, certificate: Certificate | None, application: Any = plain_asgi
+) -> None:
     import uvicorn
 
     config = uvicorn.Config(
-        application, http="httptools", ws="none", lifespan="off", log_level="error", access_log=False
+        application,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        ssl_certfile=certificate and certificate.chain,
+        ssl_keyfile=certificate and certificate.key,
     )
     announce(listener.getsockname()[1])
     await uvicorn.Server(config).serve(sockets=[listener])
 
 
-async def serve_fastapi(listener: socket.socket) -> None:
+async def serve_fastapi(listener: socket.socket, certificate: Certificate | None) -> None:
     from fastapi import FastAPI
 
     application = FastAPI()
@@ -42,10 +54,10 @@ async def serve_fastapi(listener: socket.socket) -> None:
     async def hello() -> dict[str, str]:
         return {"message": SMALL.decode()}
 
-    await serve_uvicorn(listener, application)
+    await serve_uvicorn(listener, certificate, application)
 
 
-async def serve_aiohttp(listener: socket.socket) -> None:
+async def serve_aiohttp(listener: socket.socket, certificate: Certificate | None) -> None:
     from aiohttp import web
 
     async def hello(request: web.Request) -> web.Response:
@@ -55,12 +67,16 @@ async def serve_aiohttp(listener: socket.socket) -> None:
     application.router.add_get("/", hello)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    context = None
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+    await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=context).start()
     announce(listener.getsockname()[1])
     await asyncio.Event().wait()
 
 
-APPLICATIONS: dict[str, Callable[[socket.socket], Awaitable[None]]] = {
+APPLICATIONS: dict[str, Callable[[socket.socket, Certificate | None], Awaitable[None]]] = {
     "uvicorn": serve_uvicorn,
     "uvicorn_inherited": serve_uvicorn,
     "fastapi": serve_fastapi,
@@ -72,7 +88,10 @@ def main() -> None:
     command_line = argparse.ArgumentParser(description=__doc__)
     command_line.add_argument("--loop", required=True)
     command_line.add_argument("--application", choices=APPLICATIONS, required=True)
+    command_line.add_argument("--certificate", type=Path)
+    command_line.add_argument("--key", type=Path)
     options = command_line.parse_args()
+    certificate = Certificate(options.certificate, options.key) if options.certificate else None
     end_with_parent()
     # asyncio sets TCP_NODELAY only on sockets that were made with the protocol's number, as those of a server
     # given a host and a port are. An inherited socket, as in uvicorn with several workers, is made without.
@@ -82,7 +101,7 @@ def main() -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen(BACKLOG)
     loop = loops.current_loop_factory(options.loop)()
-    loop.run_until_complete(APPLICATIONS[options.application](listener))
+    loop.run_until_complete(APPLICATIONS[options.application](listener, certificate))
 
 
 if __name__ == "__main__":

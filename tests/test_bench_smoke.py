@@ -88,6 +88,7 @@ def test_idle_servers_run(tmp_path: Path) -> None:
     assert [row["name"] for row in rows if "error" in row["results"]["zloop"]] == []
 
 
+@needs_openssl
 @pytest.mark.parametrize("application", ["uvicorn", "fastapi", "aiohttp"])
 def test_http_rows_run(application: str, tmp_path: Path) -> None:
     for package in {"aiohttp": ["aiohttp"], "uvicorn": ["uvicorn", "httptools"]}.get(

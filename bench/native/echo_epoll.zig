@@ -3,6 +3,9 @@
 //! One thread does what a readiness loop does: epoll_wait, one recv a connection into a shared buffer, one send.
 //! Bytes that the kernel does not take wait in the connection, which then stops reading. Under TLS the same loop
 //! drives OpenSSL directly. The first line on standard output is the listening port as JSON.
+//!
+//! With `--http-body BYTES` it is what HTTP clients are measured against: each request without a body, one at a
+//! time as clients without pipelining send them, gets the same response.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -16,6 +19,7 @@ const Options = struct {
     unix: ?[:0]const u8 = null,
     certificate: ?[:0]const u8 = null,
     key: ?[:0]const u8 = null,
+    http_body: usize = 0,
 };
 
 const gpa = std.heap.c_allocator;
@@ -40,6 +44,8 @@ const Server = struct {
     listener: sys.fd_t,
     is_tcp: bool,
     endpoint: ?tls.Endpoint,
+    /// What each request gets; null for an echo.
+    response: ?[]const u8,
     read_buffer: [read_buffer_bytes]u8 = undefined,
 
     fn run(server: *Server) noreturn {
@@ -86,12 +92,17 @@ const Server = struct {
         try drain(connection);
         while (connection.isDrained()) {
             switch (connection.stream.read(&server.read_buffer)) {
-                .bytes => |count| try answer(connection, server.read_buffer[0..count]),
+                .bytes => |count| try server.respond(connection, server.read_buffer[0..count]),
                 .blocked => return,
                 .closed => return error.Closed,
             }
             if (!connection.stream.hasBuffered()) return;
         }
+    }
+
+    fn respond(server: *Server, connection: *Connection, bytes: []const u8) error{Closed}!void {
+        const response = server.response orelse return answer(connection, bytes);
+        if (std.mem.endsWith(u8, bytes, "\r\n\r\n")) try answer(connection, response);
     }
 
     fn answer(connection: *Connection, bytes: []const u8) error{Closed}!void {
@@ -134,7 +145,25 @@ pub fn main(init: std.process.Init.Minimal) void {
     else
         null;
     const server = gpa.create(Server) catch sys.fatal("out of memory", .{});
-    server.* = .{ .poller = .init(), .listener = sys.listenOn(&address), .is_tcp = address == .tcp, .endpoint = endpoint };
+    server.* = .{
+        .poller = .init(),
+        .listener = sys.listenOn(&address),
+        .is_tcp = address == .tcp,
+        .endpoint = endpoint,
+        .response = if (options.http_body > 0) httpResponse(options.http_body) else null,
+    };
     sys.printLine("{{\"port\": {d}}}", .{if (server.is_tcp) sys.boundPort(server.listener) else 0});
     server.run();
+}
+
+fn httpResponse(body_size: usize) []const u8 {
+    const head = std.fmt.allocPrint(
+        gpa,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {d}\r\n\r\n",
+        .{body_size},
+    ) catch sys.fatal("out of memory", .{});
+    const response = gpa.alloc(u8, head.len + body_size) catch sys.fatal("out of memory", .{});
+    @memcpy(response[0..head.len], head);
+    @memset(response[head.len..], 'x');
+    return response;
 }
