@@ -2,18 +2,21 @@
 
     python fuzz/tls.py [--seconds 60] [--seed N] [--case N]
 
-Each case is a conversation with a scripted peer whose bytes change on the way: flipped, dropped, doubled, cut
-off, split into crumbs, with junk in between. What the program sees (did the handshake succeed, which
-exception, the order of callbacks, the data) must be what asyncio shows, save that the direct engine delivers
-what was authentic before a failure. The keys of a conversation are random, so a difference counts only if it
-comes back. The status is 1 if one did.
+Each case is a conversation with a scripted peer whose bytes change on the way: flipped, dropped, doubled,
+cut off, split into crumbs, with junk in between; over a Protocol, a BufferedProtocol and start_tls, with
+new keys in between. What the program sees (did the handshake succeed, which exception, the order of
+callbacks, the data) must be what asyncio shows, save that the direct engine delivers what was authentic
+before a failure. The keys of a conversation are random, so a difference counts only if it comes back. The
+status is 1 if one did.
 """
 
 from __future__ import annotations
 
+import _ssl
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import os
 import random
 import socket
@@ -73,9 +76,11 @@ class Case:
         rng = random.Random(number)
         self.number = number
         self.loop_is_client = rng.random() < 0.5
+        self.kind = rng.choice(("protocol", "buffered", "upgrade"))
         self.version = rng.choice((ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3))
         self.sizes = [rng.choice((1, 100, 5000, 20000)) for _ in range(rng.randrange(4))]
         self.closes = rng.random() < 0.5
+        self.new_keys = self.version is ssl.TLSVersion.TLSv1_3 and rng.random() < 0.3
         self.seed = rng.random()
 
     def mutation(self) -> Mutation:
@@ -83,7 +88,9 @@ class Case:
 
     def __repr__(self) -> str:
         side = "client" if self.loop_is_client else "server"
-        return f"case {self.number}: {side}, {self.version.name}, {self.sizes}, {self.mutation()}"
+        keys = ", new keys" if self.new_keys else ""
+        what = f"{side}, {self.kind}, {self.version.name}{keys}"
+        return f"case {self.number}: {what}, {self.sizes}, {self.mutation()}"
 
 
 class Contexts:
@@ -95,7 +102,7 @@ class Contexts:
             context.minimum_version = context.maximum_version = version
 
 
-class Record(asyncio.Protocol):
+class RecordBase:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.data = bytearray()
@@ -105,7 +112,7 @@ class Record(asyncio.Protocol):
         self.events.append("made")
         self.transport: Any = transport
 
-    def data_received(self, data: bytes) -> None:
+    def got(self, data: bytes) -> None:
         self.data += data
         self.transport.write(data[:100])
 
@@ -115,6 +122,23 @@ class Record(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.events.append(f"lost {describe(exc)}")
         self.lost.set_result(None)
+
+
+class Record(RecordBase, asyncio.Protocol):
+    def data_received(self, data: bytes) -> None:
+        self.got(data)
+
+
+class BufferedRecord(RecordBase, asyncio.BufferedProtocol):
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = bytearray(3000)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self.buffer)  # sslproto cuts it, and would copy a bytearray
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.got(bytes(self.buffer[:nbytes]))
 
 
 def describe(error: BaseException | None) -> str:
@@ -131,18 +155,24 @@ async def converse(case: Case, contexts: Contexts) -> tuple[Any, ...]:
     left, right = socket.socketpair()
     left.setblocking(False)
     right.setblocking(False)
-    records: list[Record] = []
+    records: list[Any] = []
 
-    def factory() -> Record:
-        records.append(Record())
+    def factory() -> Any:
+        records.append(BufferedRecord() if case.kind == "buffered" else Record())
         return records[-1]
 
-    if case.loop_is_client:
+    making: Any
+    ready = asyncio.Event()
+    if case.kind == "upgrade":
+        making = upgrade(case, contexts, left, factory, ready)
+    elif case.loop_is_client:
         making = loop.create_connection(factory, sock=left, ssl=contexts.client, server_hostname="localhost")
     else:
         making = loop.connect_accepted_socket(factory, sock=left, ssl=contexts.server)
+    if case.kind != "upgrade":
+        ready.set()
     connecting = loop.create_task(making)
-    talking = loop.create_task(talk(case, contexts, right))
+    talking = loop.create_task(talk(case, contexts, right, ready))
     handshake = "hangs"
     with contextlib.suppress(asyncio.TimeoutError):
         try:
@@ -161,12 +191,36 @@ async def converse(case: Case, contexts: Contexts) -> tuple[Any, ...]:
     events = tuple(records[0].events) if records else ()
     data = bytes(records[0].data) if records else b""
     expected = b"".join(bytes([index]) * size for index, size in enumerate(case.sizes))
-    assert expected.startswith(data), "what was delivered is not what was sent"
+    assert expected.startswith(data), f"{case!r}: {data[:80]!r} was delivered, and not sent"
     return handshake, events, tuple(reports), data == expected
 
 
-async def talk(case: Case, contexts: Contexts, sock: socket.socket) -> None:
+async def upgrade(
+    case: Case, contexts: Contexts, sock: socket.socket, factory: Any, ready: asyncio.Event
+) -> None:
+    """A plain connection that becomes a TLS one, as after STARTTLS."""
     loop = asyncio.get_running_loop()
+    transport, record = await loop.create_connection(factory, sock=sock)
+    ready.set()  # nothing can come before start_tls has its say
+    if case.loop_is_client:
+        upper = await loop.start_tls(transport, record, contexts.client, server_hostname="localhost")
+    else:
+        upper = await loop.start_tls(transport, record, contexts.server, server_side=True)
+    record.transport = upper
+
+
+def update_keys(tls: ssl.SSLObject) -> None:
+    """TLS 1.3: new keys for both directions. The ssl module has no method for it, so libssl is asked."""
+    inner: Any = tls._sslobj  # type: ignore[attr-defined]
+    pointer = ctypes.c_void_p.from_address(
+        id(inner) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)  # behind the reference to a socket
+    )
+    ctypes.CDLL(_ssl.__file__).SSL_key_update(pointer, 1)
+
+
+async def talk(case: Case, contexts: Contexts, sock: socket.socket, ready: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    await ready.wait()
     mutation = case.mutation()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     if case.loop_is_client:
@@ -202,6 +256,8 @@ async def talk(case: Case, contexts: Contexts, sock: socket.socket) -> None:
     with contextlib.suppress(EOFError):
         await drive(tls.do_handshake)
         for index, size in enumerate(case.sizes):
+            if case.new_keys:
+                update_keys(tls)
             tls.write(bytes([index]) * size)
             await flush()
         if case.closes:
