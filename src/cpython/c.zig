@@ -303,6 +303,7 @@ pub extern fn PyTuple_Pack(Ssize, ...) ?*PyObject;
 pub extern fn PyList_New(Ssize) ?*PyObject;
 pub extern fn PyList_Append(*PyObject, *PyObject) c_int;
 pub extern fn PyDict_New() ?*PyObject;
+pub extern fn PyModule_GetDict(*PyObject) *PyObject;
 pub extern fn PyDict_GetItemWithError(*PyObject, *PyObject) ?*PyObject;
 pub extern fn PyDict_SetItem(*PyObject, *PyObject, *PyObject) c_int;
 pub extern fn PyDict_Update(*PyObject, *PyObject) c_int;

@@ -1,7 +1,11 @@
 //! create_future and create_task. Futures and tasks are asyncio's own; this is the shortest way to
 //! them.
+//!
+//! asyncio's types in C take their arguments as a tuple and a dict. The dicts, {"loop": loop} and the one of
+//! eager tasks, are made once for a run and go when it ends: they refer to the loop that keeps them.
 
 const c = @import("c.zig");
+const config = @import("config");
 const py = @import("py.zig");
 const loop_type = @import("loop_type.zig");
 const State = @import("state.zig").State;
@@ -14,13 +18,44 @@ const keyword_count_max = 6;
 
 /// Looked up at each call, as asyncio does: programs replace these classes.
 fn classOf(module: *Object, name: *Object) py.Error!*Object {
+    if (c.PyDict_GetItemWithError(c.PyModule_GetDict(module), name)) |class| return py.newRef(class);
+    c.PyErr_Clear();
     return py.getAttr(module, name);
 }
+
+/// A loop's dicts of keyword arguments.
+pub const Keywords = struct {
+    plain: ?*Object = null,
+    eager: ?*Object = null,
+
+    pub fn drop(self: *Keywords) void {
+        py.clear(&self.plain);
+        py.clear(&self.eager);
+    }
+
+    /// Borrowed, or null outside of a run.
+    inline fn get(loop: *LoopFields, comptime kind: enum { plain, eager }) py.Error!?*Object {
+        const field = &@field(loop.task_keywords, @tagName(kind));
+        if (field.* == null and loop.thread_id != 0) field.* = try make(loop, kind == .eager);
+        return field.*;
+    }
+
+    fn make(loop: *LoopFields, eager: bool) py.Error!*Object {
+        const made = try py.check(c.PyDict_New());
+        errdefer py.decref(made);
+        try py.checkInt(c.PyDict_SetItem(made, loop.state.name(.loop), loop.object()));
+        if (eager) try py.checkInt(c.PyDict_SetItem(made, loop.state.name(.eager_start), py.boolBorrowed(true)));
+        return made;
+    }
+};
 
 pub fn newFuture(loop: *LoopFields) py.Error!*Object {
     const state = loop.state;
     const class = try classOf(state.futures_module, state.name(.Future));
     defer py.decref(class);
+    if (class == state.future_type) if (try Keywords.get(loop, .plain)) |keywords| {
+        return py.check(c.PyObject_Call(class, state.no_arguments, keywords));
+    };
     const stack = [_]?*Object{ null, loop.object() };
     return py.check(c.PyObject_Vectorcall(class, stack[1..].ptr, py.arguments_offset, state.loop_kwnames));
 }
@@ -32,12 +67,18 @@ fn createFuture(object: *Object) py.Error!*Object {
 fn createTask(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
     const keyword_count = if (names) |n| py.tupleSize(n) else 0;
-    const plain = loop.task_factory == null and !loop.debug and argv.len == 1 + keyword_count and keyword_count <= keyword_count_max;
-    if (!plain) return inherited(loop, argv, names);
+    if (argv.len != 1 + keyword_count or keyword_count > keyword_count_max) return inherited(loop, argv, names);
+    const coroutine_only = areDefaults(loop.state, argv[1..], names);
+    const factory_may_get_keywords = config.py_minor >= 14 and keyword_count > 0;
+    if (loop.task_factory != null and coroutine_only and !factory_may_get_keywords) return byFactory(loop, argv[0]);
+    if (loop.task_factory != null or loop.debug) return inherited(loop, argv, names);
     try loop.checkClosed();
     const state = loop.state;
     const class = try classOf(state.tasks_module, state.name(.Task));
     defer py.decref(class);
+    if (coroutine_only and class == state.task_type) if (try Keywords.get(loop, .plain)) |keywords| {
+        return makeTask(state, argv[0], keywords);
+    };
     const all_names = if (names) |n| try withLoop(state, n) else py.newRef(state.loop_kwnames);
     defer py.decref(all_names);
     var stack: [keyword_count_max + 3]?*Object = undefined;
@@ -45,6 +86,49 @@ fn createTask(object: *Object, argv: []const *Object, names: ?*Object) py.Error!
     for (argv, 1..) |arg, i| stack[i] = arg;
     stack[argv.len + 1] = object;
     return py.check(c.PyObject_Vectorcall(class, stack[1..].ptr, 1 | py.arguments_offset, all_names));
+}
+
+fn makeTask(state: *State, coroutine: *Object, keywords: *Object) py.Error!*Object {
+    const arguments = try py.newTuple(.{coroutine});
+    defer py.decref(arguments);
+    return py.check(c.PyObject_Call(state.task_type, arguments, keywords));
+}
+
+/// Whether the keywords say what leaving them out says; asyncio.TaskGroup passes them on like that.
+fn areDefaults(state: *State, values: []const *Object, names: ?*Object) bool {
+    for (values, 0..) |value, i| {
+        const name = py.tupleItemBorrowed(names.?, @intCast(i));
+        const known = name == state.name(.name) or (config.py_minor >= 11 and name == state.name(.context));
+        if (!known or value != py.none()) return false;
+    }
+    return true;
+}
+
+/// What the inherited method does with a coroutine and nothing else. Since 3.14 factories get the keywords as
+/// they are, so there the inherited one is asked as soon as there are any.
+fn byFactory(loop: *LoopFields, coroutine: *Object) py.Error!*Object {
+    try loop.checkClosed();
+    const state = loop.state;
+    const task = try callFactory(loop, coroutine);
+    errdefer py.decref(task);
+    // 3.13 gives the name in any case, earlier ones only if there is one.
+    if (comptime config.py_minor == 13) {
+        const name = if (@as(*Object, @ptrCast(py.typeOf(task))) == state.task_type) state.name(.None) else py.none();
+        py.decref(try py.callMethod(task, state.name(.set_name), .{name}));
+    }
+    return task;
+}
+
+fn callFactory(loop: *LoopFields, coroutine: *Object) py.Error!*Object {
+    const state = loop.state;
+    // asyncio's own is a function in Python that does this.
+    if (loop.task_factory == state.eager_task_factory) if (try Keywords.get(loop, .eager)) |keywords| {
+        return makeTask(state, coroutine, keywords);
+    };
+    const factory = py.newRef(loop.task_factory.?);
+    defer py.decref(factory);
+    const stack = [_]?*Object{ null, loop.object(), coroutine };
+    return py.check(c.PyObject_Vectorcall(factory, stack[1..].ptr, 2 | py.arguments_offset, null));
 }
 
 /// `names` with "loop" behind them.

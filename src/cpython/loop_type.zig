@@ -13,6 +13,7 @@ const datagram_receive = @import("datagram_receive.zig");
 const debug = @import("debug.zig");
 const handle = @import("handle.zig");
 const handle_context = @import("handle_context.zig");
+const loop_tasks = @import("loop_tasks.zig");
 const loop_time = @import("loop_time.zig");
 const stream_write = @import("stream_write.zig");
 const Source = @import("source.zig").Source;
@@ -43,6 +44,7 @@ pub const Fields = struct {
     thread_state: ?*anyopaque = null,
     current_handle: ?*Object = null,
     task_factory: ?*Object = null,
+    task_keywords: loop_tasks.Keywords = .{},
     contexts: handle_context.Shared,
     free_handles: std.EnumArray(handle.Kind, handle.FreeList) = .initFill(.{}),
     /// Transports with bytes written during the running callback, to be sent when it returns.
@@ -227,6 +229,12 @@ pub const Fields = struct {
         }
     }
 
+    /// Lets go of what a run keeps at hand.
+    fn dropRunState(self: *Fields) void {
+        self.contexts.drop();
+        self.task_keywords.drop();
+    }
+
     /// Empties queues, heap and table. Releasing can run Python code that queues more, so it goes
     /// on until nothing is left; a closed loop takes nothing new.
     fn release(self: *Fields) void {
@@ -256,7 +264,7 @@ pub const Fields = struct {
             }
         }
         py.clear(&self.current_handle);
-        self.contexts.drop();
+        self.dropRunState();
     }
 
     /// For a forked child's copy: the kernel object is the parent's too and stays as it is.
@@ -322,6 +330,8 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     for (0..self.dirty.len) |i| try visitor.object(self.dirty.at(i).object);
     try visitor.object(self.current_handle);
     try visitor.object(self.task_factory);
+    try visitor.object(self.task_keywords.plain);
+    try visitor.object(self.task_keywords.eager);
     try visitor.object(self.contexts.latest);
     try visitor.object(self.contexts.running);
 }
@@ -337,7 +347,7 @@ fn runOnce(object: *Object) py.Error!*Object {
     try self.checkClosed();
     try loop_time.lookAtClass(self);
     self.core.beginRun();
-    defer self.contexts.drop();
+    defer self.dropRunState();
     while (true) {
         self.core.turn(self, self.stopping) catch |err| return raise.fromCore(err);
         if (self.stopping or self.closed) return py.newNone();
@@ -463,9 +473,9 @@ const methods = [_]c.PyMethodDef{
     py.Method.noArgs("is_closed", isClosed, "is_closed($self)\n--\n\nasyncio.loop.is_closed()."),
     py.Method.noArgs("get_debug", getDebug, "get_debug($self)\n--\n\nasyncio.loop.get_debug()."),
     py.Method.noArgs("time", time, "time($self)\n--\n\nasyncio.loop.time(): seconds, the same clock as time.monotonic()."),
-} ++ @import("loop_schedule.zig").methods ++ @import("loop_tasks.zig").methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ @import("loop_datagrams.zig").methods ++ @import("loop_socks.zig").methods ++ [_]c.PyMethodDef{.{}};
+} ++ @import("loop_schedule.zig").methods ++ loop_tasks.methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ @import("loop_datagrams.zig").methods ++ @import("loop_socks.zig").methods ++ [_]c.PyMethodDef{.{}};
 
-const properties = @import("loop_tasks.zig").properties ++ [_]c.PyGetSetDef{
+const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
     flag("closed"),
     flag("stopping"),
     flag("debug"),

@@ -4,6 +4,7 @@
 
 const std = @import("std");
 const c = @import("c.zig");
+const config = @import("config");
 const py = @import("py.zig");
 
 const Object = py.Object;
@@ -11,6 +12,7 @@ const Object = py.Object;
 /// Attribute and method names, interned once.
 pub const Name = enum {
     Future,
+    None,
     Task,
     __func__,
     _accept_failed,
@@ -55,6 +57,7 @@ pub const Name = enum {
     detach,
     do_handshake,
     done,
+    eager_start,
     eof_received,
     error_received,
     exception,
@@ -85,6 +88,7 @@ pub const Name = enum {
     send,
     sendto,
     set_exception,
+    set_name,
     set_result,
     setblocking,
     shutdown,
@@ -121,6 +125,12 @@ pub const State = struct {
     logger: *Object,
     futures_module: *Object,
     tasks_module: *Object,
+    /// As they were at import.
+    future_type: *Object,
+    task_type: *Object,
+    /// None before 3.12.
+    eager_task_factory: *Object,
+    no_arguments: *Object,
     loop_kwnames: *Object,
     name_loop_kwnames: *Object,
     inherited_create_task: *Object,
@@ -203,6 +213,10 @@ pub fn init(state: *State) py.Error!void {
     state.logger = try importAttribute("asyncio.log", "logger");
     state.futures_module = try py.check(c.PyImport_ImportModule("asyncio.futures"));
     state.tasks_module = try py.check(c.PyImport_ImportModule("asyncio.tasks"));
+    state.future_type = try importAttribute("asyncio.futures", "Future");
+    state.task_type = try importAttribute("asyncio.tasks", "Task");
+    state.eager_task_factory = if (config.py_minor >= 12) try importAttribute("asyncio", "eager_task_factory") else py.newNone();
+    state.no_arguments = try py.newTuple(.{});
     state.context_kwnames = try py.newTuple(.{state.name(.context)});
     state.cancelled_error = try importAttribute("asyncio", "CancelledError");
     state.invalid_state_error = try importAttribute("asyncio", "InvalidStateError");
