@@ -417,3 +417,34 @@ def test_close_from_connection_made(run):
         await within(servers[0].wait_closed())
 
     run(main())
+
+
+def test_connection_made_comes_behind_what_is_queued(run):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        order: list[str] = []
+
+        class Noting(Log):
+            def connection_made(self, transport: Any) -> None:
+                order.append("connection_made")
+                super().connection_made(transport)
+
+        accepted: list[Noting] = []
+
+        def factory() -> Noting:
+            order.append("factory")
+            loop.call_soon(order.append, "queued by the factory")
+            accepted.append(Noting())
+            return accepted[-1]
+
+        server = await loop.create_server(factory, "127.0.0.1", 0)
+        transport, log = await loop.create_connection(Log, *server.sockets[0].getsockname())
+        transport.write(b"x")
+        await until(lambda: accepted)
+        assert await accepted[0].got(1) == b"x"
+        assert order == ["factory", "queued by the factory", "connection_made"]
+        transport.close()
+        await within(log.lost)
+        await shut(server, accepted[0])
+
+    run(main())

@@ -1035,3 +1035,102 @@ def test_urgent_data_and_options_do_not_disturb(run):
             await until(lambda: pair.client_transport.get_write_buffer_size() == 0)
 
     run(main())
+
+
+# --- sockets and methods that a program brings ----
+
+
+def test_a_read_takes_all_that_has_come(run):
+    async def main() -> None:
+        sizes: list[int] = []
+
+        class Sizes(Log):
+            def data_received(self, data: bytes) -> None:
+                sizes.append(len(data))
+                super().data_received(data)
+
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        right.sendall(bytes(100_000))
+        transport, log = await asyncio.get_running_loop().create_connection(Sizes, sock=left)
+        await log.got(100_000)
+        assert sizes == [100_000]
+        right.sendall(bytes(90_000))
+        await log.got(90_000)
+        assert sizes == [100_000, 90_000]
+        transport.close()
+        await within(log.lost)
+        right.close()
+
+    run(main())
+
+
+class Counted(socket.socket):
+    """A socket that sees what goes through its methods."""
+
+    received = 0
+    sent = 0
+
+    def recv(self, *args: Any) -> bytes:
+        data = super().recv(*args)
+        self.received += len(data)
+        return data
+
+    def recv_into(self, *args: Any) -> int:
+        count = super().recv_into(*args)
+        self.received += count
+        return count
+
+    def send(self, *args: Any) -> int:
+        count = super().send(*args)
+        self.sent += count
+        return count
+
+    def sendmsg(self, *args: Any) -> int:
+        count = super().sendmsg(*args)
+        self.sent += count
+        return count
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+def test_a_socket_with_methods_of_its_own_is_used_by_them(run, tls, encrypted):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        accepted: list[Echo] = []
+
+        def factory() -> Echo:
+            accepted.append(Echo())
+            return accepted[-1]
+
+        server = await loop.create_server(factory, "127.0.0.1", 0, ssl=tls.server if encrypted else None)
+        sock = Counted(socket.AF_INET)
+        sock.setblocking(False)
+        await loop.sock_connect(sock, server.sockets[0].getsockname())
+        options = {"ssl": tls.client, "server_hostname": "localhost"} if encrypted else {}
+        transport, log = await within(loop.create_connection(Log, sock=sock, **options))
+        data = pattern(500_000)
+        transport.write(data)
+        assert await log.got(len(data)) == data
+        assert sock.sent >= len(data)
+        assert sock.received >= len(data)
+        transport.close()
+        await within(log.lost)
+        await within(accepted[0].lost)
+        assert sock.fileno() == -1
+        server.close()
+        await within(server.wait_closed())
+
+    run(main())
+
+
+def test_get_extra_info_can_be_replaced_on_the_public_class(run, monkeypatch):
+    async def main() -> None:
+        async with connected("tcp") as pair:
+            transport = pair.client_transport
+            own = transport.get_extra_info("sockname")
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncio.Transport, "get_extra_info", lambda self, name: (self, name))
+                assert transport.get_extra_info("sockname") == (transport, "sockname")
+            assert transport.get_extra_info("sockname") == own
+
+    run(main())

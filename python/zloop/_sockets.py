@@ -103,6 +103,14 @@ class SocketMethods(_engine.Loop):
 
     # Sockets that the engine leaves alone.
 
+    @staticmethod
+    def _has_own_methods(sock: Any) -> bool:
+        """Whether the socket's class receives and sends in its own way: asyncio's transports call it."""
+        kind = type(sock)
+        return kind is not socket.socket and any(
+            getattr(kind, name, None) is not getattr(socket.socket, name) for name in _TRANSPORT_CALLS
+        )
+
     async def _receive(self, sock: socket.socket, method: str, *args: Any) -> Any:
         return await self._retry(sock, self._add_reader, self._remove_reader, method, args)
 
@@ -208,6 +216,8 @@ class SocketMethods(_engine.Loop):
             transp = _FlowControlled(transp)
         return await asyncio.SelectorEventLoop._sendfile_fallback(self, transp, file, offset, count)
 
+
+_TRANSPORT_CALLS = ("recv", "recv_into", "send", "sendmsg")
 
 _DELEGATED = (
     "get_protocol",

@@ -69,7 +69,9 @@ def make_transport(
     """What asyncio's `_make_ssl_transport` does, on the loop's engine."""
     if not sslcontext:
         sslcontext = sslproto._create_transport_context(server_side, server_hostname)
-    upper = _direct(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
+    upper = None
+    if not loop._has_own_methods(rawsock):
+        upper = _direct(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
     if upper is not None:
         loop._make_socket_transport(rawsock, upper, extra=extra, server=server)
         return upper

@@ -176,7 +176,9 @@ fn startAccepted(self: *Fields, made: *Object, peer: *const core.sys.Address) py
     const transport = stream.of(made);
     if (!transport.peer_name.set(peer)) try stream.setPeerName(transport, peer);
     if (self.own_name) |*own| _ = transport.own_name.set(own);
-    try stream_close.start(transport);
+    // Behind what is queued, as in asyncio: a program that just cancels all its tasks meets none that
+    // connection_made() started a moment ago and that would end before its first step.
+    try stream_close.queueStep(transport);
 }
 
 /// A SSLTransport over a StreamTransport, without socket object, task or future; null if the direct

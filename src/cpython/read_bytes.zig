@@ -1,18 +1,19 @@
 //! One read from a descriptor, as a bytes object.
 //!
-//! Small reads land in the loop's shared buffer and leave as bytes objects of their exact size, so
-//! an idle connection holds no memory. When the peer fills a read, the next one goes straight into
-//! a bytes object of the grown size: large data is not copied.
+//! Reads land in the loop's shared buffer, which takes as much at once as asyncio does, and leave as
+//! bytes objects of their exact size, so an idle connection holds no memory. When much has come, the
+//! next read goes straight into a bytes object of a size to match: large data is copied once only.
 
+const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const LoopFields = @import("loop_type.zig").Fields;
 
-/// The first read of a connection. Most messages fit, and copying this much costs less than the
-/// allocation that would avoid it.
+/// What a connection is expected to bring at once. Most messages fit, and copying this much costs
+/// less than the allocation that would avoid it.
 pub const size_min = 16 * 1024;
-/// Reads grow to this while the peer fills them: asyncio's `max_size`.
+/// The largest read: asyncio's `max_size`.
 pub const size_max = 256 * 1024;
 /// From this size on a read goes straight into a bytes object.
 const direct_from = 64 * 1024;
@@ -32,16 +33,18 @@ pub fn read(
     comptime readFn: fn (core.sys.fd_t, []u8) core.sys.Outcome,
 ) py.Error!Result {
     if (size.* >= direct_from) return readDirect(size, fd, readFn);
-    const buffer = (try loop.readBuffer())[0..size.*];
+    const buffer = try loop.readBuffer();
     const outcome = readFn(fd, buffer);
     if (outcome != .done or outcome.done == 0) return .{ .none = outcome };
-    if (outcome.done == buffer.len) grow(size);
+    if (outcome.done >= size.*) grow(size, outcome.done);
     return .{ .bytes = try py.newBytes(buffer[0..outcome.done]) };
 }
 
-fn grow(size: *u32) void {
-    size.* = @min(2 * size.*, size_max);
-    if (size.* == direct_from) core.sys.expectBlocksOf(2 * size_max);
+/// For a peer that has filled what was expected, with `count` bytes at once.
+fn grow(size: *u32, count: usize) void {
+    const before = size.*;
+    size.* = @min(@max(2 * before, std.math.ceilPowerOfTwoAssert(u32, @intCast(count))), size_max);
+    if (before < direct_from and size.* >= direct_from) core.sys.expectBlocksOf(2 * size_max);
 }
 
 fn readDirect(
@@ -56,7 +59,7 @@ fn readDirect(
         return .{ .none = outcome };
     }
     if (outcome.done == size.*) {
-        grow(size);
+        grow(size, outcome.done);
         return .{ .bytes = data.? };
     }
     if (outcome.done < size.* / 4) size.* = @max(size.* / 2, size_min);

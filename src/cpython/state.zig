@@ -27,6 +27,7 @@ pub const Name = enum {
     _detach,
     _eof,
     _extract_stack,
+    _has_own_methods,
     _limit,
     _method_failed,
     _msg_callback,
@@ -64,6 +65,7 @@ pub const Name = enum {
     feed_data,
     fileno,
     get_buffer,
+    get_extra_info,
     getpeercert,
     gettimeout,
     getpeername,
@@ -134,6 +136,10 @@ pub const State = struct {
     loop_kwnames: *Object,
     name_loop_kwnames: *Object,
     inherited_create_task: *Object,
+    inherited_make_socket_transport: *Object,
+    /// asyncio.Transport, and its method as it was at import.
+    transport_class: *Object,
+    transport_get_extra_info: *Object,
     /// The native base's `time()`, to know it from an override.
     loop_time: *Object,
     context_kwnames: *Object,
@@ -225,6 +231,9 @@ pub fn init(state: *State) py.Error!void {
     const inherited = try importAttribute("asyncio", "SelectorEventLoop");
     defer py.decref(inherited);
     state.inherited_create_task = try py.check(c.PyObject_GetAttrString(inherited, "create_task"));
+    state.inherited_make_socket_transport = try py.check(c.PyObject_GetAttrString(inherited, "_make_socket_transport"));
+    state.transport_class = try importAttribute("asyncio", "Transport");
+    state.transport_get_extra_info = try py.getAttr(state.transport_class, state.name(.get_extra_info));
     state.buffered_protocol = try importAttribute("asyncio", "BufferedProtocol");
     state.stream_reader_type = try importAttribute("asyncio", "StreamReader");
     state.stream_reader_protocol_type = try importAttribute("asyncio", "StreamReaderProtocol");

@@ -297,9 +297,27 @@ pub fn extraInfo(self: *Fields, name: *Object) py.Error!?*Object {
 }
 
 fn getExtraInfo(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
+    if (try replacedExtraInfo(object)) |replaced| {
+        defer py.decref(replaced);
+        const positional_count = argv.len - if (names) |n| py.tupleSize(n) else 0;
+        return py.check(c.PyObject_Vectorcall(replaced, @ptrCast(argv.ptr), positional_count, names));
+    }
     const slots_given = try @import("args.zig").parse("get_extra_info", &.{ "name", "default" }, .{ .required = 1 }, argv, names);
     const value = try extraInfo(of(object), slots_given[0].?);
     return value orelse py.newRef(slots_given[1] orelse py.none());
+}
+
+/// What stands in the method's place on asyncio.Transport, where asyncio's transports have it from and a
+/// program that replaces it for a test puts its own.
+fn replacedExtraInfo(object: *Object) py.Error!?*Object {
+    const state = of(object).loop.state;
+    const name = state.name(.get_extra_info);
+    const found = try py.getAttr(state.transport_class, name);
+    defer py.decref(found);
+    if (found == state.transport_get_extra_info) return null;
+    const base = try py.call(@ptrCast(&c.PySuper_Type), .{ @as(*Object, @ptrCast(state.stream_transport_type)), object });
+    defer py.decref(base);
+    return try py.getAttr(base, name);
 }
 
 /// asyncio's `_extra` as a dict, filled in.
