@@ -19,8 +19,21 @@ from typing import Any
 
 from . import _engine
 
+# By this name, whatever a program puts in its place.
+_Socket = socket.socket
+_STREAM_CALLS = ("recv", "recv_into", "send", "sendmsg")
+_DATAGRAM_CALLS = ("recvfrom", "send", "sendto")
+
 # Since 3.14 the file's position is set even if nothing has been sent.
 _POSITION_ALWAYS_SET = sys.version_info >= (3, 14)
+
+
+def has_own_methods(sock: Any, names: tuple[str, ...] = _STREAM_CALLS) -> bool:
+    """Whether the engine, which knows the descriptor only, would bypass what the object's class does."""
+    kind = type(sock)
+    return kind is not _Socket and any(
+        getattr(kind, name, None) is not getattr(_Socket, name) for name in names
+    )
 
 
 class SocketMethods(_engine.Loop):
@@ -103,14 +116,6 @@ class SocketMethods(_engine.Loop):
 
     # Sockets that the engine leaves alone.
 
-    @staticmethod
-    def _has_own_methods(sock: Any) -> bool:
-        """Whether the socket's class receives and sends in its own way: asyncio's transports call it."""
-        kind = type(sock)
-        return kind is not socket.socket and any(
-            getattr(kind, name, None) is not getattr(socket.socket, name) for name in _TRANSPORT_CALLS
-        )
-
     async def _receive(self, sock: socket.socket, method: str, *args: Any) -> Any:
         return await self._retry(sock, self._add_reader, self._remove_reader, method, args)
 
@@ -143,17 +148,18 @@ class SocketMethods(_engine.Loop):
                 if not handle.cancelled():
                     forget(fd)
 
-    # Transports over objects that are no sockets of Python's own: asyncio's, by the objects' methods.
+    # Transports over sockets that receive and send in their own way, or only look like one: asyncio's, by
+    # their methods.
 
     def _make_socket_transport(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
-        if issubclass(type(sock), socket.socket):
-            return super()._make_socket_transport(sock, *args, **kwargs)
-        return asyncio.SelectorEventLoop._make_socket_transport(self, sock, *args, **kwargs)
+        if has_own_methods(sock, _STREAM_CALLS):
+            return asyncio.SelectorEventLoop._make_socket_transport(self, sock, *args, **kwargs)
+        return super()._make_socket_transport(sock, *args, **kwargs)
 
     def _make_datagram_transport(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
-        if issubclass(type(sock), socket.socket):
-            return super()._make_datagram_transport(sock, *args, **kwargs)
-        return asyncio.SelectorEventLoop._make_datagram_transport(self, sock, *args, **kwargs)
+        if has_own_methods(sock, _DATAGRAM_CALLS):
+            return asyncio.SelectorEventLoop._make_datagram_transport(self, sock, *args, **kwargs)
+        return super()._make_datagram_transport(sock, *args, **kwargs)
 
     # Files.
 
@@ -216,8 +222,6 @@ class SocketMethods(_engine.Loop):
             transp = _FlowControlled(transp)
         return await asyncio.SelectorEventLoop._sendfile_fallback(self, transp, file, offset, count)
 
-
-_TRANSPORT_CALLS = ("recv", "recv_into", "send", "sendmsg")
 
 _DELEGATED = (
     "get_protocol",

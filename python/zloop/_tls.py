@@ -13,7 +13,7 @@ from asyncio import constants, sslproto
 from asyncio.streams import StreamReaderProtocol
 from typing import TYPE_CHECKING, Any
 
-from . import _engine
+from . import _engine, _sockets
 
 try:
     import ssl
@@ -70,7 +70,7 @@ def make_transport(
     if not sslcontext:
         sslcontext = sslproto._create_transport_context(server_side, server_hostname)
     upper = None
-    if not loop._has_own_methods(rawsock):
+    if not _sockets.has_own_methods(rawsock):
         upper = _direct(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
     if upper is not None:
         loop._make_socket_transport(rawsock, upper, extra=extra, server=server)

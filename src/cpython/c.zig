@@ -291,7 +291,6 @@ pub extern fn PyLong_AsSsize_t(*PyObject) Ssize;
 pub extern fn PyLong_AsUnsignedLong(*PyObject) c_ulong;
 pub extern fn PyFloat_FromDouble(f64) ?*PyObject;
 pub extern fn PyFloat_AsDouble(*PyObject) f64;
-pub extern fn PyMethod_New(*PyObject, *PyObject) ?*PyObject;
 pub extern fn PyNumber_Add(*PyObject, *PyObject) ?*PyObject;
 pub extern fn PyNumber_Long(*PyObject) ?*PyObject;
 pub extern fn PyNumber_Index(*PyObject) ?*PyObject;

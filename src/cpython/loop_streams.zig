@@ -21,7 +21,6 @@ fn makeSocketTransport(object: *Object, argv: []const *Object, names: ?*Object) 
     const slots = try args.parse("_make_socket_transport", &.{ "sock", "protocol", "waiter", "extra", "server" }, .{ .required = 2, .positional_max = 3 }, argv, names);
     try loop.checkClosed();
     const sock = slots[0].?;
-    if (!py.isExact(sock, @ptrCast(loop.state.socket_type)) and try hasOwnMethods(loop, sock)) return inherited(loop, argv, names);
     const fd = try loop_fds.ensureNoTransport(loop, sock);
     core.sys.setNoDelay(fd);
     const made = try stream.create(loop, slots[1].?, .{
@@ -37,27 +36,11 @@ fn makeSocketTransport(object: *Object, argv: []const *Object, names: ?*Object) 
     return made;
 }
 
-/// Whether the socket's class receives and sends in its own way, which the engine would bypass.
-fn hasOwnMethods(loop: *loop_type.Fields, sock: *Object) py.Error!bool {
-    const answer = try py.callMethod(loop.object(), loop.state.name(._has_own_methods), .{sock});
-    defer py.decref(answer);
-    return py.isTrue(answer);
-}
-
-/// asyncio's own transport, which calls the socket's methods.
-fn inherited(loop: *loop_type.Fields, argv: []const *Object, names: ?*Object) py.Error!*Object {
-    const method = loop.state.inherited_make_socket_transport;
-    const bound = try py.check(c.PyMethod_New(method, loop.object()));
-    defer py.decref(bound);
-    const positional_count = argv.len - if (names) |n| py.tupleSize(n) else 0;
-    return py.check(c.PyObject_Vectorcall(bound, @ptrCast(argv.ptr), positional_count, names));
-}
-
 pub const methods = [_]c.PyMethodDef{
     py.Method.keywords("_read_pipe", pipe_read.make, "_read_pipe($self, pipe, fd, protocol, waiter, extra, restores_mode, watches_peer)\n--\n\nA ReadPipeTransport, which owns the pipe from now on."),
     py.Method.keywords("_write_pipe", pipe_write.make, "_write_pipe($self, pipe, fd, protocol, waiter, extra, restores_mode, watches_peer)\n--\n\nA WritePipeTransport, which owns the pipe from now on."),
     py.Method.args("_make_tls_transport", tls.makeSSLTransport, "_make_tls_transport($self, protocol, sslcontext, waiter, server_side, server_hostname, call_connection_made, writing_paused, handshake_timeout, shutdown_timeout, /)\n--\n\nA SSLTransport, to be made the protocol of a StreamTransport; None if the direct engine cannot serve this context."),
     py.Method.noArgs("_tls_unavailable", tls.tlsUnavailable, "_tls_unavailable($self)\n--\n\nWhy the direct TLS engine cannot run here; None if it can."),
-    py.Method.keywords("_make_socket_transport", makeSocketTransport, "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None)\n--\n\nA StreamTransport over a connected socket, which it owns from now on; asyncio's own if the socket has methods of its own."),
+    py.Method.keywords("_make_socket_transport", makeSocketTransport, "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None, server=None)\n--\n\nA StreamTransport over a connected socket, which it owns from now on."),
     py.Method.keywords("_start_serving", listener.startServing, "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None)\n--\n\nAccepts connections on a listening socket."),
 };

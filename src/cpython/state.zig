@@ -27,7 +27,6 @@ pub const Name = enum {
     _detach,
     _eof,
     _extract_stack,
-    _has_own_methods,
     _limit,
     _method_failed,
     _msg_callback,
@@ -136,7 +135,6 @@ pub const State = struct {
     loop_kwnames: *Object,
     name_loop_kwnames: *Object,
     inherited_create_task: *Object,
-    inherited_make_socket_transport: *Object,
     /// asyncio.Transport, and its method as it was at import.
     transport_class: *Object,
     transport_get_extra_info: *Object,
@@ -231,7 +229,6 @@ pub fn init(state: *State) py.Error!void {
     const inherited = try importAttribute("asyncio", "SelectorEventLoop");
     defer py.decref(inherited);
     state.inherited_create_task = try py.check(c.PyObject_GetAttrString(inherited, "create_task"));
-    state.inherited_make_socket_transport = try py.check(c.PyObject_GetAttrString(inherited, "_make_socket_transport"));
     state.transport_class = try importAttribute("asyncio", "Transport");
     state.transport_get_extra_info = try py.getAttr(state.transport_class, state.name(.get_extra_info));
     state.buffered_protocol = try importAttribute("asyncio", "BufferedProtocol");
