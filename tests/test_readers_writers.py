@@ -272,6 +272,34 @@ def test_a_closed_and_reused_number_is_a_new_descriptor(run):
     run(main())
 
 
+@pytest.mark.parametrize("direction", ["reader", "writer"])
+def test_a_closed_socket_is_removed_by_itself(run, direction):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        add, remove = getattr(loop, f"add_{direction}"), getattr(loop, f"remove_{direction}")
+        add(left, int)
+        number = left.fileno()
+        left.close()
+        assert remove(left)
+        # The number is free for others, and nobody keeps the socket.
+        other, peer = socket.socketpair()
+        other.setblocking(False)
+        if other.fileno() != number:
+            os.dup2(other.fileno(), number)
+            other.close()
+            other = socket.socket(fileno=number)
+        peer.send(b"x")
+        assert await within(loop.sock_recv(other, 10)) == b"x"
+        gone = weakref.ref(left)
+        del left
+        assert gone() is None
+        for sock in (right, other, peer):
+            sock.close()
+
+    run(main())
+
+
 def test_a_number_closed_behind_the_loops_back_can_be_registered_again(run):
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -23,6 +23,8 @@ pub const Fields = struct {
     source: Source,
     reader: ?*Object,
     writer: ?*Object,
+    /// What the program registered, if that was no number: it finds its watch by this after closing it.
+    file: ?*Object = null,
     /// Borrowed. While a waiter's task runs the watch stays armed for it, in case the task waits for
     /// the same socket again; this is that socket.
     resting_for: ?*const Object = null,
@@ -54,8 +56,17 @@ fn find(loop: *LoopFields, fd: core.sys.fd_t) ?*Fields {
     return self;
 }
 
-/// Registers a handle or waiter (borrowed), cancelling what was there.
-pub fn add(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, scheduled: *Object) py.Error!void {
+/// The number under which a file that has no number any more is watched; null for none.
+pub fn numberOfClosed(loop: *LoopFields, file: *const Object) ?core.sys.fd_t {
+    for (loop.core.watches.slots.items) |slot| {
+        const self = ofSource(.ofWatch(slot orelse continue)) orelse continue;
+        if (self.file == file) return self.source.watch.fd;
+    }
+    return null;
+}
+
+/// Registers a handle or waiter (borrowed) for a file (borrowed), cancelling what was there.
+pub fn add(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, scheduled: *Object, file: ?*Object) py.Error!void {
     const self = find(loop, fd) orelse try create(loop, fd);
     // One of our own: arming hands a reference to the loop, or takes it away when it fails.
     defer py.decref(self.source.object);
@@ -77,6 +88,9 @@ pub fn add(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, scheduled
     };
     const before = self.slot(direction).*;
     self.slot(direction).* = py.newRef(scheduled);
+    if (self.file == null) if (file) |given| {
+        if (!py.isInstance(given, &c.PyLong_Type)) self.file = py.newRef(given);
+    };
     if (before) |old| cancel(loop, old);
 }
 
@@ -218,6 +232,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     c.PyObject_GC_UnTrack(object);
     py.clear(&self.reader);
     py.clear(&self.writer);
+    py.clear(&self.file);
     c.PyObject_GC_Del(object);
     py.decref(t);
 }
@@ -226,12 +241,14 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = Layout.of(object);
     try visitor.object(self.reader);
     try visitor.object(self.writer);
+    try visitor.object(self.file);
 }
 
 fn clearFields(object: *Object) callconv(.c) c_int {
     const self = Layout.of(object);
     py.clear(&self.reader);
     py.clear(&self.writer);
+    py.clear(&self.file);
     return 0;
 }
 

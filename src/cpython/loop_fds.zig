@@ -78,13 +78,13 @@ fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type
             const scheduled = try handle.create(loop, .soon, parsed);
             errdefer py.decref(scheduled);
             try handle.makeLasting(scheduled);
-            try fd_watch.add(loop, fd, direction, scheduled);
+            try fd_watch.add(loop, fd, direction, scheduled, parsed.leading);
             return scheduled;
         }
     };
 }
 
-/// A socket that has been closed has no number left to look for. asyncio takes it all the same.
+/// A socket that has been closed has no number left to look for. asyncio looks for the object itself.
 fn isClosedFile(loop: *LoopFields, given: *Object) py.Error!bool {
     if (c.PyObject_HasAttrString(given, "fileno") == 0) return false;
     const number = try py.callMethod(given, loop.state.name(.fileno), .{});
@@ -101,7 +101,7 @@ fn Remove(comptime direction: fd_watch.Direction) type {
     return struct {
         fn public(object: *Object, fd_object: *Object) py.Error!*Object {
             const loop = loop_type.of(object);
-            if (try isClosedFile(loop, fd_object)) return py.newBool(false);
+            if (try isClosedFile(loop, fd_object)) return ofClosed(loop, fd_object);
             const fd = try ensureNoTransport(loop, fd_object);
             if (loop.closed) return py.newBool(false);
             return py.newBool(try fd_watch.remove(loop, fd, direction));
@@ -110,12 +110,16 @@ fn Remove(comptime direction: fd_watch.Direction) type {
         fn internal(object: *Object, fd_object: *Object) py.Error!*Object {
             const loop = loop_type.of(object);
             if (loop.closed) return py.newBool(false);
-            // A socket that is closed already has no number to look for.
             const fd = c.PyObject_AsFileDescriptor(fd_object);
             if (fd < 0) {
                 c.PyErr_Clear();
-                return py.newBool(false);
+                return ofClosed(loop, fd_object);
             }
+            return py.newBool(try fd_watch.remove(loop, fd, direction));
+        }
+
+        fn ofClosed(loop: *LoopFields, file: *Object) py.Error!*Object {
+            const fd = fd_watch.numberOfClosed(loop, file) orelse return py.newBool(false);
             return py.newBool(try fd_watch.remove(loop, fd, direction));
         }
     };

@@ -99,7 +99,7 @@ pub fn create(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, operation: Op
 }
 
 fn register(self: *Fields) py.Error!void {
-    try fd_watch.add(self.loop, self.fd, self.operation.direction(), self.source.object);
+    try fd_watch.add(self.loop, self.fd, self.operation.direction(), self.source.object, null);
     self.registered = true;
 }
 
