@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -40,16 +40,18 @@ def test_example(name: str):
     for module in re.findall(r"^import (\w+)", text, re.MULTILINE):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "ignore", str(EXAMPLES / name)],
         env={**child_env(), "PYTHONWARNINGS": ""},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.stdout == EXPECTED[name], done.stderr
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - started < 10  # two seconds on a quiet machine
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Nobody wants to wait for an example; what else the machine does is not its fault.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10

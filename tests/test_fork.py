@@ -314,3 +314,60 @@ def test_the_childs_copy_takes_no_work(loop_name):
         """,
     )
     assert output == "child left True []\nparent ran True\n"
+
+
+@pytest.mark.parametrize(
+    "wakeup",
+    [
+        pytest.param(
+            "loop's",
+            marks=pytest.mark.asyncio_bug(
+                "its child signals the parent's loop", when=sys.version_info < (3, 12)
+            ),
+        ),
+        "program's",
+    ],
+)
+def test_signals_of_the_child_are_not_the_parents(loop_name, wakeup):
+    """The handler stays in the child, and with it the descriptor by which it would tell the parent's loop."""
+    output = child(
+        loop_name,
+        f"""
+        loop = factory()
+        got = []
+        loop.add_signal_handler(signal.SIGUSR1, got.append, "signal")
+        left, right = socket.socketpair()
+        left.setblocking(False); right.setblocking(False)
+        if {wakeup!r} == "program's":
+            loops = signal.set_wakeup_fd(right.fileno())
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                # asyncio takes away any descriptor since 3.12.
+                fd = signal.set_wakeup_fd(-1)
+                say("child's descriptor", "the program's" if fd == right.fileno() else fd)
+            finally:
+                os._exit(0)
+        reap(pid)
+        # What the child wrote is there by now: a few looks at the descriptors would find it.
+        async def look():
+            for _ in range(5):
+                await asyncio.sleep(0)
+        loop.run_until_complete(look())
+        say("parent got", got)
+        if {wakeup!r} == "program's":
+            assert signal.set_wakeup_fd(loops) == right.fileno()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        loop.run_until_complete(look())
+        say("parent got", got)
+        loop.close()
+        """,
+    )
+    kept = wakeup == "program's" and sys.version_info < (3, 12)
+    assert output.splitlines() == [
+        "child's descriptor " + ("the program's" if kept else "-1"),
+        "child's exit 0",
+        "parent got []",
+        "parent got ['signal']",
+    ]

@@ -91,7 +91,7 @@ def test_lookalikes_that_are_full_are_waited_for(run):
     run(main())
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="sock_recvfrom() came with 3.11")
+@pytest.mark.asyncio_bug("sock_recvfrom() came with 3.11", when=sys.version_info < (3, 11), run=False)
 def test_lookalikes_of_datagram_sockets(run):
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ import weakref
 from typing import Any
 
 import pytest
-from harness import within
+from harness import PATIENCE_S, within
 
 
 def run_for(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
@@ -92,13 +92,16 @@ def test_call_at_and_call_later_return_timer_handles(loop):
     assert at.when() == now + 5  # still told
 
 
-@pytest.mark.parametrize("delay", [0, 0.0, -1, -1e9, 1, 10 * 366 * 86400, 1e18], ids=str)
+@pytest.mark.parametrize("delay", [0, 0.0, -1, -1e9, 60, 10 * 366 * 86400, 1e18], ids=str)
 def test_every_number_is_a_delay(loop, delay):
     fired: list[Any] = []
+    earliest = loop.time() + delay
     handle = loop.call_later(delay, fired.append, delay)
+    latest = loop.time() + delay
     assert isinstance(handle, asyncio.TimerHandle)
     assert isinstance(handle.when(), float)
-    assert abs(handle.when() - loop.time() - delay) < 2 or delay >= 1e18
+    # The engine counts nanoseconds, a float of this size is coarser.
+    assert earliest - 1e-3 <= handle.when() <= latest + 1e-3 or delay >= 1e18
     run_for(loop, 0.002)
     assert fired == ([delay] if delay <= 0 else [])
     handle.cancel()
@@ -108,7 +111,7 @@ def test_a_far_timer_does_not_keep_near_ones_waiting(loop):
     handle = loop.call_later(1e12, loop.stop)
     started = loop.time()
     run_for(loop, 0.005)
-    assert 0.005 <= loop.time() - started < 2
+    assert 0.005 <= loop.time() - started < PATIENCE_S
     handle.cancel()
 
 

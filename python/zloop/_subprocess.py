@@ -12,6 +12,7 @@ is collected.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import subprocess
@@ -148,7 +149,7 @@ async def make_transport(
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:  # pragma: <3.12 cover
-    if not future.cancelled():
+    with contextlib.suppress(asyncio.CancelledError):
         future.exception()
 
 

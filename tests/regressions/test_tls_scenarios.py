@@ -67,7 +67,8 @@ def test_r25_close_while_a_big_response_arrives(run, tls):
         transport.close()
         before, started = sent, loop.time()
         await within(asyncio.wait([log.lost]))
-        assert loop.time() - started < 1.5
+        # by the timeout that was asked for; the usual one is 30 seconds
+        assert loop.time() - started < PATIENCE_S / 2
         await until(lambda: not thread.is_alive())
         # what the sockets' own buffers hold was on its way already
         assert sent - before < 16_000_000
@@ -105,7 +106,7 @@ def test_r26_peers_that_do_not_answer_the_farewell(run, tls, peer):
         started = loop.time()
         transport.close()
         await within(asyncio.wait([log.lost]))
-        assert loop.time() - started < 3
+        assert loop.time() - started < PATIENCE_S / 2
         over.set()
         await until(lambda: not thread.is_alive())
         assert log.lost_count == 1

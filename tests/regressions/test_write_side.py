@@ -7,6 +7,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import sysconfig
 from typing import Any
 
 import pytest
@@ -185,13 +186,14 @@ def test_r14_a_flood_and_a_peer_that_disappears(run, size, loop_name):
         before = rss_bytes()
         for _ in range(size // 1_000_000):
             transport.write(b"x" * 1_000_000)
-        assert rss_bytes() - before > size // 2
+        assert transport.get_write_buffer_size() > size // 2
         reset(right)
         await within(asyncio.wait([log.lost]))
         await turns(2)
         assert transport.get_write_buffer_size() == 0
         # asyncio leaves it to the allocator when freed memory goes back to the system, and glibc may keep it.
-        if not loop_name.startswith("asyncio:"):
+        # So may the allocator of free-threaded builds, which has the program's own objects there.
+        if not loop_name.startswith("asyncio:") and not sysconfig.get_config_var("Py_GIL_DISABLED"):
             assert rss_bytes() - before < 60_000_000
 
     run(main())
