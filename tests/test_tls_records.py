@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import platform
 import socket
 import ssl
 import sys
@@ -496,6 +497,54 @@ def test_an_idle_connection_holds_little(run, engine, tls):
         await within(server.wait_closed())
         # Some 80 KB, twice that in Python's development mode. One end of sslproto has three times as much.
         assert grown < 200_000
+
+    run(main())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about what glibc keeps")
+@pytest.mark.only_zloop("what asyncio holds is asyncio's business")
+def test_memory_of_many_handshakes_at_once_comes_back(run, engine, tls):
+    if engine == "asyncio":
+        pytest.skip("sslproto holds 256 KiB a connection")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_debug(False)
+        logs: list[Log] = []
+
+        def factory() -> Log:
+            logs.append(Log())
+            return logs[-1]
+
+        server = await loop.create_server(factory, "127.0.0.1", 0, ssl=tls.server, backlog=300)
+        address = server.sockets[0].getsockname()
+
+        async def connect() -> Log:
+            making = loop.create_connection(Log, *address, ssl=tls.client, server_hostname="localhost")
+            return (await making)[1]
+
+        async def burst(count: int) -> list[Log]:
+            made = await within(asyncio.gather(*(connect() for _ in range(count))), 60)
+            await until(lambda: len(logs) == count)
+            return made
+
+        async def leave(made: list[Log]) -> None:
+            for log in [*made, *logs]:
+                log.transport.abort()
+            await within(asyncio.wait([log.lost for log in [*made, *logs]]))
+            logs.clear()
+
+        await leave(await burst(20))
+        gc.collect()
+        before = rss_bytes()
+        made = await burst(200)
+        gc.collect()
+        # Both ends of each. With what the handshakes leave behind it would be 83,000, and 111,000.
+        grown = (rss_bytes() - before) / 200
+        assert grown < (65_000 if ssl.OPENSSL_VERSION_INFO < (3, 2) else 98_000)
+        await leave(made)
+        server.close()
+        await within(server.wait_closed())
 
     run(main())
 

@@ -56,6 +56,7 @@ pub const Fields = struct {
     /// Plaintext on its way from OpenSSL into an object. As the read buffer.
     tls_scratch: []u8 = &.{},
     tls_pool: @import("tls_bio.zig").Pool = .{},
+    tls_burst: @import("tls_burst.zig").Burst = .{},
     /// Accepted TLS connections get the direct engine.
     tls_native: bool = false,
     /// What datagram sockets share; made by the first that receives.

@@ -91,6 +91,8 @@ pub const Fields = struct {
     /// A connection of a server: nobody awaits the handshake.
     accepted: bool,
     handshaken: bool,
+    /// Counted in the loop's Burst.
+    shaking_hands: bool,
     closed: bool,
     /// connection_lost has been called.
     lost: bool,
@@ -210,6 +212,7 @@ pub fn create(loop: *LoopFields, options: Options) py.Error!?*Object {
         .server_side = options.server_side,
         .accepted = options.accepted,
         .handshaken = false,
+        .shaking_hands = false,
         .closed = false,
         .lost = false,
         .eof_seen = false,
@@ -405,6 +408,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 
 fn clearFields(object: *Object) callconv(.c) c_int {
     const self = of(object);
+    tls_life.handshakeOver(self);
     // The SSLObject goes: nothing may use `ssl` from here on.
     self.phase = .unwrapped;
     self.lost = true;

@@ -46,6 +46,8 @@ fn connectionMade(object: *Object, below: *Object) py.Error!*Object {
     self.stream = py.newRef(below);
     stream.of(below).protocol_paused = false;
     self.phase = .handshake;
+    self.shaking_hands = true;
+    self.loop.tls_burst.begin();
     if (self.loop.debug) {
         try debug.log(self.loop, "%r starts SSL handshake", object);
         self.handshake_start_ns = core.clock.nowNs();
@@ -97,8 +99,16 @@ pub fn handshake(self: *Fields) py.Error!void {
     }
 }
 
+/// Done, failed or given up.
+pub fn handshakeOver(self: *Fields) void {
+    if (!self.shaking_hands) return;
+    self.shaking_hands = false;
+    self.loop.tls_burst.end();
+}
+
 fn handshakeDone(self: *Fields) py.Error!void {
     const state = self.loop.state;
+    handshakeOver(self);
     try cancelTimer(self);
     self.phase = .wrapped;
     self.handshaken = true;
@@ -396,6 +406,7 @@ fn connectionLost(object: *Object, reason: *Object) py.Error!*Object {
     const self = tls.of(object);
     const state = self.loop.state;
     const exception: ?*Object = if (reason == py.none()) null else reason;
+    handshakeOver(self);
     self.closed = true;
     self.lost = true;
     self.conn_lost += 1;
