@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import platform
 import socket
 import struct
+import subprocess
 import sys
 import weakref
 from typing import Any
@@ -1063,6 +1066,67 @@ def test_a_read_takes_all_that_has_come(run):
         right.close()
 
     run(main())
+
+
+@pytest.mark.only_zloop("asyncio reads into a new mapping each time")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's heap")
+@pytest.mark.skipif("MALLOC_MMAP_THRESHOLD_" in os.environ, reason="the program decides by itself")
+def test_large_reads_come_from_the_heap(loop_name):
+    # In a process of its own: any large block freed before teaches the heap.
+    program = [sys.executable, "-c", LARGE_READS, *loop_name.split(":")]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=True)
+    # Two hundred reads; a mapping of this size costs 49 faults.
+    assert int(done.stdout) < 1000
+
+
+LARGE_READS = """
+import asyncio, importlib, resource, sys
+
+SIZE, COUNT = 200_000, 100
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(data)
+
+class Client(Echo):
+    left = SIZE
+    rounds = COUNT
+
+    def __init__(self, done):
+        self.done = done
+
+    def data_received(self, data):
+        self.left -= len(data)
+        if self.left == 0:
+            self.left = SIZE
+            self.rounds -= 1
+            if self.rounds:
+                self.transport.write(MESSAGE)
+            else:
+                self.transport.close()
+
+    def connection_lost(self, exc):
+        self.done.set_result(None)
+
+async def main():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Echo, "127.0.0.1", 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    done = loop.create_future()
+    transport, _ = await loop.create_connection(lambda: Client(done), *server.sockets[0].getsockname())
+    transport.write(MESSAGE)
+    await done
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    server.close()
+
+MESSAGE = bytes(SIZE)
+loop = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])()
+loop.run_until_complete(main())
+loop.close()
+"""
 
 
 class Counted(socket.socket):
