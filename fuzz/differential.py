@@ -19,6 +19,7 @@ import contextlib
 import gc
 import hashlib
 import importlib
+import math
 import random
 import socket
 import sys
@@ -542,6 +543,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, help="how long to go on (default: one scenario if --seed is given)"
     )
+    parser.add_argument("--scenarios", type=int, help="how many to play at most, however long they take")
     parser.add_argument("--seed", type=int, help="the first scenario (default: from the clock)")
     parser.add_argument("--loops", default="asyncio,zloop", help="control and subject, comma-separated")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first difference")
@@ -549,8 +551,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     factories = {name: load(name) for name in options.loops.split(",")}
     first = options.seed if options.seed is not None else time.time_ns() & 0xFFFFFFFF
-    alone = options.seed is not None and options.seconds is None
-    deadline = time.monotonic() + (options.seconds if options.seconds is not None else 10)
+    limited = options.seconds is not None or options.scenarios is not None
+    alone = options.seed is not None and not limited
+    usual_seconds = 10 if not limited else math.inf
+    deadline = time.monotonic() + (options.seconds if options.seconds is not None else usual_seconds)
     print(f"seed {first}", flush=True)
     played = failed = 0
     for seed in seeds(first):
@@ -568,7 +572,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(" ", line, flush=True)
             if not options.keep_going:
                 break
-        if alone or time.monotonic() > deadline:
+        if alone or time.monotonic() > deadline or played == options.scenarios:
             break
     print(f"{played} scenarios, {failed} with differences")
     return 1 if failed else 0
