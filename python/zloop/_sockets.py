@@ -202,7 +202,7 @@ class SocketMethods(_engine.Loop):
                 raise ConnectionError("socket is not connected", errno.ENOTCONN) from exc
             raise
         finally:
-            if sent or _POSITION_ALWAYS_SET:
+            if sent or _POSITION_ALWAYS_SET:  # pragma: no branch (always so since 3.14)
                 os.lseek(descriptor, offset + sent, os.SEEK_SET)
         return sent
 
