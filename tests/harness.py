@@ -35,7 +35,7 @@ WRITELINES_USES = frozenset(
 )
 
 #: How long a test waits for something that must happen; reached only by a failing test.
-PATIENCE_S = 15.0
+PATIENCE_S = 25.0
 
 
 def open_fds() -> dict[int, str]:

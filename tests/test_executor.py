@@ -86,7 +86,7 @@ def test_shutdown_with_a_timeout(run):
         loop = asyncio.get_running_loop()
         release = threading.Event()
         started = threading.Event()
-        waiting = loop.run_in_executor(None, lambda: (started.set(), release.wait(20)))
+        waiting = loop.run_in_executor(None, lambda: (started.set(), release.wait(60)))
         await until_set(started)
         with pytest.warns(RuntimeWarning, match="executor did not"):
             await within(loop.shutdown_default_executor(timeout=0.01))

@@ -31,7 +31,7 @@ def child(loop_name: str, body: str, *, count: int = 1) -> str:
                 os.write(1, (" ".join(map(str, words)) + "\\n").encode())
             def reap(pid):
                 say("child's exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-            signal.alarm(20)
+            signal.alarm(50)
             """
     ) + textwrap.dedent(body)
     done = subprocess.run(
@@ -39,7 +39,7 @@ def child(loop_name: str, body: str, *, count: int = 1) -> str:
         env=child_env(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr

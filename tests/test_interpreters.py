@@ -153,7 +153,7 @@ def work():
     loop = factory()
     loop.run_until_complete(main())
 threading.Thread(target=work, daemon=True).start()
-ready.wait(20)
+ready.wait(60)
 print("main thread leaves")
 """,
     )

@@ -400,10 +400,10 @@ def test_a_thread_on_which_a_job_counts_stays(monkeypatch):
     monkeypatch.setattr(pool, "_leave", leave_and_tell)
     thread = threading.Thread(target=pool._work)
     thread.start()
-    assert asked.wait(30)
+    assert asked.wait(60)
     assert pool._thread_count == 1
     pool._jobs.put(None)
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -412,7 +412,7 @@ def test_a_lookup_that_outlives_its_loop(loop, monkeypatch):
 
     def slow(*args: Any) -> Any:
         entered.set()
-        go_on.wait(30)
+        go_on.wait(60)
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
@@ -425,7 +425,7 @@ def test_a_lookup_that_outlives_its_loop(loop, monkeypatch):
     go_on.set()
     for thread in running:
         if thread.name.startswith(("zloop-resolver", "asyncio_")):
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -514,7 +514,7 @@ def test_a_child_that_outlives_its_loop_leaves_no_zombie(reaped):
         if reaped:
             process.wait()
         thread.start()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
         with pytest.raises(ChildProcessError):
             os.waitpid(process.pid, os.WNOHANG)

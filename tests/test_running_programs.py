@@ -39,7 +39,7 @@ def python(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
         env=harness.child_env(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
 
 

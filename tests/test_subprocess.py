@@ -333,7 +333,7 @@ def test_from_a_loop_in_a_thread(loop_factory):
 
     thread = threading.Thread(target=run_on, args=[main(), loop_factory])
     thread.start()
-    thread.join(30)
+    thread.join(60)
     assert results == [(b"thread\n", None)]
 
 
@@ -349,7 +349,7 @@ def test_a_users_sigchld_handler_and_a_users_child_are_left_alone(run):
             assert mine.poll() is None
             assert mine.stdin is not None
             mine.stdin.close()
-            assert mine.wait(10) == 6
+            assert mine.wait(60) == 6
             await until(lambda: seen)
 
         run(main())

@@ -966,7 +966,7 @@ def test_a_protocol_factory_that_raises_leaves_nothing(run):
         with pytest.raises(Refused):
             await loop.create_connection(factory, sock=left)
         left.close()
-        right.settimeout(5)
+        right.settimeout(60)
         assert right.recv(1) == b""  # nobody holds the other end
         right.close()
 
@@ -1074,7 +1074,7 @@ def test_a_read_takes_all_that_has_come(run):
 def test_large_reads_come_from_the_heap(loop_name):
     # In a process of its own: any large block freed before teaches the heap.
     program = [sys.executable, "-c", LARGE_READS, *loop_name.split(":")]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
     # Two hundred reads; a mapping of this size costs 49 faults.
     assert int(done.stdout) < 1000
 

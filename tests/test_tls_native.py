@@ -128,7 +128,7 @@ def test_anything_unexpected_gets_asyncios_engine(loop_name, engine, tls_files, 
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "b'hello'"
@@ -997,7 +997,7 @@ def test_every_keyword_of_create_connection(run, tls):
                 family=socket.AF_INET,
                 local_addr=("127.0.0.1", 0),
                 happy_eyeballs_delay=0.1,
-                ssl_handshake_timeout=5,
+                ssl_handshake_timeout=50,
             )
         )
         assert transport.get_extra_info("sockname")[0] == "127.0.0.1"

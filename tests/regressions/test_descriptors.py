@@ -66,7 +66,7 @@ async def is_handed_over(left: socket.socket, right: socket.socket) -> None:
     await turns(3)
     number = left.fileno()
     left.close()
-    right.settimeout(5)
+    right.settimeout(60)
     assert right.recv(1) == b""
     right.close()
     assert number == -1

@@ -35,7 +35,7 @@ def program(loop_name: str, body: str, **options: Any) -> subprocess.CompletedPr
         env=child_env(),
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=60,
         check=False,
         **options,
     )

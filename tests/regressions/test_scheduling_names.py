@@ -240,7 +240,7 @@ def test_r60_factories_groups_and_timeouts(run):
         assert [task.result() for task in tasks] == list(range(5))
         assert len(seen) == 5
         loop.set_task_factory(asyncio.eager_task_factory)
-        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             tasks = [group.create_task(child(number)) for number in range(5)]
         assert [task.result() for task in tasks] == list(range(5))
         with pytest.raises(ExceptionGroup) as caught:  # noqa: F821

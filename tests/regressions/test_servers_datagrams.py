@@ -56,7 +56,7 @@ def cancelled_server(factory: Any) -> dict[str, Any]:
         except ConnectionRefusedError:
             seen["new connects"] = "refused"
         transport.abort()
-        await asyncio.wait([serving], timeout=5)
+        await asyncio.wait([serving], timeout=60)
         seen["ends at last"] = serving.done()
         await turns(3)
 
@@ -131,7 +131,7 @@ def test_r36_the_name_of_a_peer_that_left_before_it_was_asked(run):
 
 
 @linux
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_r37_no_descriptors_left_to_accept(loop_name):
     """python/asyncio #78; granian #580; joyent/libuv #1189."""
     clients = textwrap.dedent(
@@ -143,7 +143,7 @@ def test_r37_no_descriptors_left_to_accept(loop_name):
         sys.stdin.readline()  # the server has seen enough of it
         for sock in socks[:150]:
             sock.close()
-        socks[-1].settimeout(15)
+        socks[-1].settimeout(30)
         socks[-1].sendall(b"served at last")
         sys.exit(socks[-1].recv(100) != b"served at last")
         """
@@ -189,7 +189,7 @@ def test_r37_no_descriptors_left_to_accept(loop_name):
         env=child_env(),
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=110,
         check=False,
     )
     lines = done.stdout.splitlines()
