@@ -345,8 +345,7 @@ def test_what_a_callback_sets_is_its_own(loop, schedule):
 
     for number in range(20):
         schedule(loop, callback, number)
-    loop.call_later(0.01, loop.stop)
-    loop.run_forever()
+    loop.run_until_complete(turns(5))
     inherited = ["unset", "set by 5", "set by 10", "unset"]
     assert sorted(seen) == sorted(["unset"] * 20 + inherited)
 
@@ -363,8 +362,7 @@ def test_a_handle_has_the_context_of_its_call(loop, schedule):
 
     contextvars.copy_context().run(plan)
     schedule(loop, lambda: seen.append(variable.get()))
-    loop.call_later(0.01, loop.stop)
-    loop.run_forever()
+    loop.run_until_complete(turns(5))
     assert seen == ["a", "a", "a", "b", "b", "a", "c", "c", "unset"]
 
 

@@ -801,6 +801,36 @@ def test_exceptions_of_the_protocol_end_the_connection(run, tls, side, method):
     run(main())
 
 
+@pytest.mark.only_zloop("asyncio's start_tls() leaves them in the reader")
+@pytest.mark.parametrize("early", [False, True])
+def test_a_client_hello_that_a_reader_holds(run, tls, early):
+    """It came in one segment with the last plain line, or comes by itself."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        left, right = tcp_sockets()
+        reader, writer = await asyncio.open_connection(sock=left)
+        peer = Peer(right, tls.client, server_side=False)
+        with pytest.raises(ssl.SSLWantReadError):
+            peer.tls.do_handshake()
+        await peer.raw(b"STARTTLS\n" + (peer.outgoing.read() if early else b""))
+        assert await within(reader.readline()) == b"STARTTLS\n"
+        upgrading = loop.create_task(
+            loop.start_tls(writer.transport, writer.transport.get_protocol(), tls.server, server_side=True)
+        )
+        await peer.handshake()
+        transport = await within(upgrading)
+        await peer.send(b"secret\n")
+        assert await within(reader.readline()) == b"secret\n"
+        transport.write(b"answer")
+        assert await peer.receive(6) == b"answer"
+        transport.abort()
+        await turns(3)
+        right.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("side_of_tls", ["client", "server"])
 def test_start_tls_over_streams(run, tls, side_of_tls):
     if sys.version_info < (3, 11):
