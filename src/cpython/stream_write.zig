@@ -42,6 +42,7 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
     }
     if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call write() after write_eof()");
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to write; sendfile is in progress");
+    if (try sendMutable(self, data)) return py.newNone();
     const bytes = try transport.immutable(data);
     if (py.bytesOf(bytes).len == 0) {
         py.decref(bytes);
@@ -54,6 +55,26 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
     try push(self, bytes);
     try written(self);
     return py.newNone();
+}
+
+/// What the program can change has to be copied to be sent later. From this size on it is sent at once, as
+/// asyncio sends everything.
+const mutable_direct_from = 16 * 1024;
+
+/// Whether the data was large, mutable, and could go at once: the kernel has it, or a copy of its rest is queued.
+fn sendMutable(self: *Fields, data: *Object) py.Error!bool {
+    if (py.isExact(data, &c.PyBytes_Type) or self.conn_lost > 0 or !self.queue.isEmpty()) return false;
+    var view: c.Py_buffer = undefined;
+    if (c.PyObject_GetBuffer(data, &view, c.PyBUF_SIMPLE) < 0) {
+        c.PyErr_Clear();
+        return false;
+    }
+    defer c.PyBuffer_Release(&view);
+    if (view.len < mutable_direct_from) return false;
+    const start = view.buf.?;
+    try sendBorrowed(self, start[0..@intCast(view.len)]);
+    try maybePause(self);
+    return true;
 }
 
 fn writelines(object: *Object, list: *Object) py.Error!*Object {
