@@ -27,6 +27,12 @@ LOOPS = os.environ.get("ZLOOP_TEST_LOOPS", "asyncio,zloop").split(",")
 TIMEOUT_S = 120
 
 
+# A debug build of CPython has every new container traversed, which crashes the compiled part of multidict, on
+# any loop; it looks for this when it is imported.
+if hasattr(sys, "gettotalrefcount"):
+    os.environ.setdefault("MULTIDICT_NO_EXTENSIONS", "1")
+
+
 class NoParams:
     params: ClassVar[dict[str, Any]] = {}
 
