@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from bench import native
 
@@ -309,6 +310,26 @@ async def sock_echo(loop: asyncio.AbstractEventLoop, count: int) -> None:
             await loop.sock_sendall(left, message)
             await loop.sock_recv(left, 4096)
         await answering
+
+
+class ReportsClose(asyncio.Protocol):
+    def __init__(self, closed: asyncio.Future[None]) -> None:
+        self.closed = closed
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
+
+
+@async_workload("create_connection + close, both ends", uses_transports=True)
+async def connect_and_close(loop: asyncio.AbstractEventLoop, count: int) -> None:
+    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    for _ in range(count):
+        closed = loop.create_future()
+        transport, _protocol = await loop.create_connection(partial(ReportsClose, closed), *address)
+        transport.close()
+        await closed
+    server.close()
 
 
 class DatagramEcho(asyncio.DatagramProtocol):

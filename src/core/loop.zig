@@ -78,6 +78,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         waiting: std.atomic.Value(bool) = .init(false),
         turns_without_poll: u32 = 0,
         polled_ns: u64 = 0,
+        /// Polls so far; wraps around.
+        poll_count: u32 = 0,
         /// Polls in a row that reported a descriptor of nobody's.
         stale_polls: u32 = 0,
 
@@ -199,6 +201,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             self.waiting.store(false, .seq_cst);
             self.turns_without_poll = 0;
             self.polled_ns = clock.nowNs();
+            self.poll_count +%= 1;
             const got = result catch |err| switch (err) {
                 error.Interrupted => return host.interrupted(),
                 error.Unexpected => |e| return e,

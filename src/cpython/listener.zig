@@ -23,6 +23,23 @@ const LoopFields = loop_type.Fields;
 /// Connections accepted in one turn: enough to drain a burst, few enough to let others run.
 const accept_count_max = 128;
 
+/// How many connections to accept in one turn. Finding out that none is left costs the kernel as much as accepting
+/// one, so it is left to the next poll to tell: a single connection is accepted alone, and while each poll in a row
+/// brings more the number doubles.
+const Batch = struct {
+    size: u32 = 1,
+    /// The poll that brought the last one, and whether it may have left some.
+    poll_count: u32 = 0,
+    was_filled: bool = false,
+
+    fn begin(self: *Batch, poll_count: u32, size_max: u32) void {
+        const in_a_row = poll_count -% self.poll_count == 1;
+        self.size = if (in_a_row and self.was_filled) @min(2 * self.size, size_max) else 1;
+        self.poll_count = poll_count;
+        self.was_filled = true;
+    }
+};
+
 const Fields = struct {
     source: Source,
     loop: *LoopFields,
@@ -36,6 +53,7 @@ const Fields = struct {
     serving_args: ?*Object,
     context: ?*Object,
     backlog: u32,
+    batch: Batch,
     /// The listener's own address if every connection shares it: not a wildcard.
     own_name: ?core.sys.Address,
     is_tcp: bool,
@@ -73,6 +91,7 @@ pub fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.
         .serving_args = null,
         .context = null,
         .backlog = @intCast(std.math.clamp(backlog, 1, accept_count_max)),
+        .batch = .{},
         .own_name = null,
         .is_tcp = false,
     };
@@ -117,13 +136,17 @@ fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
 }
 
 fn acceptBatch(self: *Fields) py.Error!void {
-    for (0..self.backlog) |_| {
+    self.batch.begin(self.loop.core.poll_count, self.backlog);
+    for (0..self.batch.size) |_| {
         // A protocol factory or connection_made can close the server.
         if (self.source.watch.armed.isNone()) return;
         var peer: core.sys.Address = undefined;
         switch (core.sys.accept(self.source.watch.fd, &peer)) {
             .done => |fd| try accepted(self, @intCast(fd), &peer),
-            .would_block => return,
+            .would_block => {
+                self.batch.was_filled = false;
+                return;
+            },
             .failed => |code| switch (code) {
                 // The peer gave up while it waited.
                 .CONNABORTED => return,

@@ -171,6 +171,10 @@ fn connect(object: *Object, argv: []const *Object) py.Error!*Object {
     }
     // asyncio's message shows the address with all its parts.
     const shown = if (to.family() == std.c.AF.INET6) (try @import("address.zig").toObject(&to)).? else py.newRef(given);
+    if (core.sys.hasConnected(fd)) {
+        defer py.decref(shown);
+        return operation.connected(fd, shown);
+    }
     return wait(loop, sock, fd, .{ .connect = shown });
 }
 
