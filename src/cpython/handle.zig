@@ -248,12 +248,12 @@ fn tupleOf(items: []const *Object) py.Error!*Object {
 /// `afterCall` when it has looked at what came of it.
 pub inline fn call(object: *Object) py.Error!void {
     const self = of(object);
-    const callback = self.callback orelse return;
     if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .seq_cst)) return;
     if (self.shares_context) {
         try contexts.take(&self.loop().contexts, &self.context);
         self.shares_context = false;
     }
+    const callback = self.callback orelse return;
     // cancel() from inside the callback empties the fields: keep what is being called.
     const context = py.newRef(self.context orelse py.none());
     defer py.decref(context);

@@ -75,7 +75,8 @@ pub inline fn copyCurrent(shared: *Shared) py.Error!Copy {
     return .{ .context = copy, .is_shared = seen };
 }
 
-/// Makes the shared context in the field the handle's own, to run in.
+/// Makes the shared context in the field the handle's own, to run in. Before 3.12 making an object can run the
+/// garbage collector, and that a finalizer that cancels the handle.
 pub inline fn take(shared: *Shared, field: *?*Object) py.Error!void {
     const context = field.*.?;
     if (shared.running) |copy| if (py.isUnique(copy) and mapOf(copy) == mapOf(context)) {
@@ -89,9 +90,9 @@ pub inline fn take(shared: *Shared, field: *?*Object) py.Error!void {
 
 /// Makes the shared context in the field the handle's own.
 pub fn own(field: *?*Object) py.Error!void {
-    const context = field.*.?;
-    field.* = try py.check(c.PyContext_Copy(context));
-    py.decref(context);
+    const context = py.newRef(field.*.?);
+    defer py.decref(context);
+    py.replace(field, try py.check(c.PyContext_Copy(context)));
 }
 
 /// Whether a context's map and a thread's context lie where this file looks for them: a copy has the map of
