@@ -85,7 +85,7 @@ pub inline fn take(shared: *Shared, field: *?*Object) py.Error!void {
         return;
     };
     try own(field);
-    py.replace(&shared.running, py.newRef(field.*.?));
+    if (field.*) |copy| py.replace(&shared.running, py.newRef(copy));
 }
 
 /// Makes the shared context in the field the handle's own.
