@@ -447,7 +447,7 @@ def test_the_phases_of_a_turn_are_those_of_the_code():
     source = (ROOT / "src/core/loop.zig").read_text(encoding="utf-8")
     body = re.search(r"pub fn turn\(.*?\n        }\n", source, re.DOTALL)
     assert body is not None
-    called = re.findall(r"self\.((?:\w+\.)*(?!is)\w+)\(", body[0])
+    called = re.findall(r"(?:self|host)\.((?:\w+\.)*(?!is)\w+)\(", body[0])
     shown = re.search(r"<!-- phases of turn:.*?-->\n(.*?)\n\n", page("architecture.md"), re.DOTALL)
     assert shown is not None
     phases = re.findall(r"^\d\. `([^`]+)`", shown[1], re.MULTILINE)
