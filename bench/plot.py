@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -24,7 +25,9 @@ COLOURS = {
     "aiofastnet": "#a57c00",
     "C limit": "#212529",
 }
-LABEL_PX, CHART_PX, MARGIN_PX, LINE_PX = 380, 560, 24, 18
+LABEL_PX, CHART_PX, MARGIN_PX, LINE_PX = 268, 340, 20, 18
+"""Narrow enough for a phone to show most of it at once."""
+LABEL_CHARS = 42
 RATIO_MIN, RATIO_MAX = 1 / 8, 8
 """Both ends of the logarithmic axis; what lies beyond is drawn at the end."""
 TEXT = 'font-family="system-ui, sans-serif" font-size="12"'
@@ -32,7 +35,7 @@ TEXT = 'font-family="system-ui, sans-serif" font-size="12"'
 
 def ratios_to_reference(documents: dict[str, dict[str, Any]]) -> str:
     body: list[str] = []
-    y = MARGIN_PX + LINE_PX
+    y = MARGIN_PX + 2 * LINE_PX
     top = y
     for group, title in GROUPS.items():
         rows = [row for row in documents.get(group, {}).get("rows", []) if row_ratios(row)]
@@ -41,15 +44,18 @@ def ratios_to_reference(documents: dict[str, dict[str, Any]]) -> str:
         body.append(text(MARGIN_PX, y, title, 'font-weight="bold"'))
         y += LINE_PX
         for row in rows:
-            body.append(text(MARGIN_PX + 8, y, row["name"]))
-            body += dots(row_ratios(row), y - 4)
-            y += LINE_PX
+            lines = textwrap.wrap(row["name"], LABEL_CHARS)
+            body += [text(MARGIN_PX + 8, y + n * LINE_PX, line) for n, line in enumerate(lines)]
+            body += dots(row_ratios(row), y - 4 + (len(lines) - 1) * LINE_PX / 2)
+            y += LINE_PX * len(lines)
         y += LINE_PX // 2
-    height = y + MARGIN_PX
+    height = y
     width = LABEL_PX + CHART_PX + 2 * MARGIN_PX
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" {TEXT}>'
-    background = f'<rect width="{width}" height="{height}" fill="white"/>'
-    return "\n".join([head, background, *legend(), *axis(top, y), *body, "</svg>", ""])
+    size = f'width="{width}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width} {height}" {TEXT}>'
+    background = f'<rect {size} fill="white"/>'
+    bottom = y - LINE_PX
+    return "\n".join([head, background, *legend(), *axis(top, bottom), *body, "</svg>", ""])
 
 
 def row_ratios(row: dict[str, Any]) -> dict[str, float]:
@@ -99,8 +105,8 @@ def legend() -> list[str]:
     for name, colour in COLOURS.items():
         parts.append(f'<circle cx="{x}" cy="{MARGIN_PX - 8}" r="5" fill="{colour}"/>')
         parts.append(text(x + 9, MARGIN_PX - 4, name))
-        x += 30 + 7.5 * len(name)
-    parts.append(text(x, MARGIN_PX - 4, f"speed, {loops.REFERENCE} = 1"))
+        x += 28 + 7.5 * len(name)
+    parts.append(text(MARGIN_PX, MARGIN_PX - 4 + LINE_PX, f"{loops.REFERENCE} = 1, to the right is better"))
     return parts
 
 

@@ -25,7 +25,7 @@ from bench.paths import RESULTS
 ORDER = (*loops.CONTENDERS, loops.LIMIT)
 MARKED = re.compile(r"(<!-- bench:(?P<group>[\w-]+) -->\n).*?(<!-- /bench:(?P=group) -->)", re.DOTALL)
 PICTURE = f"""<div class="wide" markdown>
-![Operations or requests a second of each row, by their ratio to {loops.REFERENCE}](performance.svg)
+![Every row of the tables below by its ratio to {loops.REFERENCE}: to the right is better](performance.svg)
 </div>"""
 FAILED = "fails"
 ABSENT = ""
