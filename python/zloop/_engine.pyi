@@ -30,8 +30,9 @@ class Handle(events.Handle):
     def _source_traceback(self) -> list[Any] | None: ...
 
 if sys.version_info >= (3, 14):
+    # Of events._ThreadSafeHandle, which type checkers have not heard of.
     @final
-    class ThreadSafeHandle(events._ThreadSafeHandle):
+    class ThreadSafeHandle(events.Handle):
         def get_context(self) -> contextvars.Context: ...
         @property
         def _callback(self) -> Callable[..., Any] | None: ...
