@@ -174,6 +174,17 @@ def timer_cancel(loop: asyncio.AbstractEventLoop, count: int) -> None:
     loop.run_forever()
 
 
+@workload("a million pending timers, cancelled", fixed=1_000_000)
+def million_timers(loop: asyncio.AbstractEventLoop, count: int) -> None:
+    delays = random.Random(1)
+    handles = [loop.call_later(60 + delays.random(), nothing) for _ in range(count)]
+    loop.run_until_complete(nothing_async())
+    delays.shuffle(handles)
+    for handle in handles:
+        handle.cancel()
+    loop.run_until_complete(nothing_async())
+
+
 @workload("call_later(0) chain")
 def call_later_chain(loop: asyncio.AbstractEventLoop, count: int) -> None:
     left = count
