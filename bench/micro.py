@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import harness, loops, workloads
+from bench import harness, loops, native, workloads
 
 FULL = (0.3, 7)
 """Seconds a sample and samples a contender."""
@@ -23,6 +23,8 @@ def rows() -> list[harness.Row]:
 
 def row_of(workload: workloads.Workload) -> harness.Row:
     def sample(name: str, effort: harness.Effort) -> harness.Sample:
+        if workload.uses_load_generator:
+            native.program("loadgen")  # a new one is built before the sample, which has not the time
         return harness.run_child(
             "bench.micro_child", ["--loop", name, "--row", workload.name, "--duration", effort.duration_s]
         )

@@ -39,6 +39,7 @@ class Workload:
     name: str
     measure: Callable[[MakeLoop, float], Spent]
     uses_transports: bool = False
+    uses_load_generator: bool = False
     per_cpu_second: bool = False
     since: tuple[int, int] = (3, 10)
 
@@ -382,7 +383,9 @@ def run_quietly(command: list[str]) -> dict[str, float]:
     return result
 
 
-WORKLOADS["UDP echo, 16 in flight"] = Workload("UDP echo, 16 in flight", udp_echo, uses_transports=True)
+WORKLOADS["UDP echo, 16 in flight"] = Workload(
+    "UDP echo, 16 in flight", udp_echo, uses_transports=True, uses_load_generator=True
+)
 
 
 @async_workload("subprocess /bin/true per CPU s", per_cpu_second=True)
