@@ -33,7 +33,7 @@ needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="no opens
 
 @pytest.fixture(scope="module")
 def native_programs() -> None:
-    """What the compiler makes once in a clone: on a busy machine it takes longer than a benchmark waits for."""
+    """Made once in a clone; on a busy machine that takes longer than a benchmark waits for its child."""
     build = "from bench.native import program; program('loadgen'); program('echo_epoll')"
     subprocess.run([sys.executable, "-c", build], check=True, cwd=ROOT, timeout=800)
 
