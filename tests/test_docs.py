@@ -27,6 +27,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -297,40 +298,41 @@ def postgres(session: Session) -> Iterator[None]:
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("there is no PostgreSQL server on this machine")
-    data = session.folder / "data"
-    # The server refuses to run as root; whoever it runs as has to reach its folder.
-    user: str | None = None
-    if os.geteuid() == 0:
-        user = "nobody"
-        data.mkdir()
-        shutil.chown(data, user)
-        for folder in (session.folder, *session.folder.parents):
-            if not folder.stat().st_mode & 0o001:
-                folder.chmod(folder.stat().st_mode | 0o011)
-    command = [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "--no-locale"]
-    made = subprocess.run(command, check=False, user=user, cwd="/", capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    log = (session.folder / "server-postgres.log").open("w")
-    options = [
-        f"-p{session.ports['5432']}",
-        "-c",
-        "listen_addresses=127.0.0.1",
-        "-c",
-        f"unix_socket_directories={data}",
-    ]
-    with log:
-        server = subprocess.Popen(
-            [binaries / "postgres", "-D", data, *options, "-c", "fsync=off"],
-            user=user,
-            cwd="/",
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-    session.servers.append(server)
-    await_port(session, session.ports["5432"])
-    yield
+    # The server refuses to run as root, and whoever it runs as has to reach its folder. pytest closes its own
+    # folders to others whenever one more pytest starts.
+    user = "nobody" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="zpg") as data:
+        if user is not None:
+            shutil.chown(data, user)
+        command = [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust"]
+        command += ["--no-sync", "--no-locale"]
+        made = subprocess.run(command, check=False, user=user, cwd="/", capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        options = [
+            f"-p{session.ports['5432']}",
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            f"unix_socket_directories={data}",
+        ]
+        with (session.folder / "server-postgres.log").open("w") as log:
+            server = subprocess.Popen(
+                [binaries / "postgres", "-D", data, *options, "-c", "fsync=off"],
+                user=user,
+                cwd="/",
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        session.servers.append(server)
+        try:
+            await_port(session, session.ports["5432"])
+            yield
+        finally:
+            # Does not wait for its clients.
+            server.send_signal(signal.SIGINT)
+            server.wait(PATIENCE_S)
 
 
 def postgres_binaries() -> Path | None:
