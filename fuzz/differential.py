@@ -363,10 +363,11 @@ class Player:
         task.cancel()
         try:
             await task
-            self.outcomes.append(f"{what}: done")
+            outcome = "done"
         except asyncio.CancelledError:
-            if what != "connect":  # which of the two happens first is a matter of time
-                self.outcomes.append(f"{what}: cancelled")
+            outcome = "cancelled"
+        if what != "connect":  # which of the two happens first is a matter of time
+            self.outcomes.append(f"{what}: {outcome}")
         for sock in closing:
             sock.close()
 

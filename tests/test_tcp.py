@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import weakref
 from typing import Any
 
@@ -1198,3 +1199,65 @@ def test_get_extra_info_can_be_replaced_on_the_public_class(run, monkeypatch):
             assert transport.get_extra_info("sockname") == own
 
     run(main())
+
+
+def test_what_callbacks_of_a_turn_write_leaves_by_its_end(run, kind, tls):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with connected(kind, tls=tls) as one, connected(kind, tls=tls) as two:
+            order = [one, two, one, two, one]
+            for number, pair in enumerate(order):
+                loop.call_soon(pair.client_transport.write, b"%d" % number)
+            # The loop has nothing more to do: what was written must not wait for anything.
+            assert await one.server.got(3) == b"024"
+            assert await two.server.got(2) == b"13"
+
+    run(main())
+
+
+def test_what_was_written_leaves_before_the_run_ends(loop):
+    left, right = tcp_sockets()
+    transport, _ = loop.run_until_complete(loop.create_connection(Log, sock=left))
+    loop.call_soon(transport.write, b"before the stop")
+    loop.call_soon(loop.stop)
+    loop.call_soon(transport.write, b", in the same turn")
+    loop.run_forever()
+    assert right.recv(100) == b"before the stop, in the same turn"
+    right.close()
+    transport.abort()
+    loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_what_was_written_leaves_when_an_exception_ends_the_run(loop):
+    left, right = tcp_sockets()
+    transport, _ = loop.run_until_complete(loop.create_connection(Log, sock=left))
+    loop.call_soon(transport.write, b"written")
+    loop.call_soon(sys.exit, 3)
+    with pytest.raises(SystemExit):
+        loop.run_forever()
+    assert right.recv(100) == b"written"
+    right.close()
+    transport.abort()
+    loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_what_was_written_does_not_wait_for_callbacks_that_compute(loop):
+    left, right = tcp_sockets()
+    right.setblocking(False)
+    transport, _ = loop.run_until_complete(loop.create_connection(Log, sock=left))
+    seen: list[bytes] = []
+
+    def compute() -> None:
+        deadline = time.perf_counter() + 0.002
+        while time.perf_counter() < deadline:
+            pass
+
+    loop.call_soon(transport.write, b"written")
+    loop.call_soon(compute)
+    loop.call_soon(lambda: seen.append(right.recv(100)))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == [b"written"]
+    right.close()
+    transport.abort()
+    loop.run_until_complete(asyncio.sleep(0))

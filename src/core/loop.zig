@@ -49,6 +49,7 @@ const stale_polls_max = 4;
 ///   workOfTimer(*Host, *Timer) Work       a due timer's work; the timer is out of the heap
 ///   queueWatch(*Host, *Watch) void        queues the work of a watch that has `pending` readiness
 ///   run(*Host, Work) Error!void
+///   turnDone(*Host) Error!void            everything that was ready has run
 ///   timeNs(*Host) Error!u64               now, by the clock that timers go by
 ///   beforeWait/afterWait                  around a wait, which runs without the host's lock
 ///   idle(*Host) void                      nothing is queued: what is kept for a busy loop can go; may queue work
@@ -164,6 +165,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
             try self.collectDue(host);
             try self.runReady(host);
+            try host.turnDone();
         }
 
         fn timeoutNs(self: *const Self, host: *Host, stopping: bool) Host.Error!?u64 {
@@ -275,6 +277,8 @@ const TestHost = struct {
     }
 
     fn idle(_: *TestHost) void {}
+
+    fn turnDone(_: *TestHost) Error!void {}
 
     fn beforeWait(self: *TestHost) void {
         self.waits += 1;

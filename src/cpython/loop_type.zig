@@ -50,6 +50,8 @@ pub const Fields = struct {
     /// Transports with bytes written during the running callback, to be sent when it returns.
     /// Each element holds a reference.
     dirty: core.Fifo(*Source) = .empty,
+    /// When the first of them was written to.
+    dirty_since_ns: u64 = 0,
     write_pool: stream_write.Queue.Pool = .{},
     /// Allocated by the first read, given back when the loop closes.
     read_buffer: []u8 = &.{},
@@ -114,9 +116,13 @@ pub const Fields = struct {
                 left.restore();
                 return err;
             };
-            return stream_write.flushDirty(self);
+            if (stream_write.isFlushDue(self)) return stream_write.flushDirty(self);
         }
         return result;
+    }
+
+    pub inline fn turnDone(self: *Fields) Error!void {
+        if (self.dirty.len > 0) return stream_write.flushDirty(self);
     }
 
     pub inline fn runPlain(self: *Fields, work: Self.Work) py.Error!void {

@@ -1,9 +1,10 @@
 //! Writing to a stream: queue, flow control, and when bytes leave.
 //!
-//! Bytes written during a callback leave when that callback returns, all in one system call: a
-//! response's head and body cost one. What a program can observe stays asyncio's, which tries to
-//! send at once: asking for the buffer size, closing, aborting, or queueing more than the
-//! high-water mark sends first, so `pause_writing` is called only for bytes the kernel refused.
+//! Bytes written during a turn leave at its end, or after the callback that runs past `flush_delay_max_ns`,
+//! all in one system call: a response's head and body cost one, and the peer is woken once by the responses of
+//! many connections. What a program can observe stays asyncio's, which tries to send at once: asking for the
+//! buffer size, closing, aborting, or queueing more than the high-water mark sends first, so `pause_writing` is
+//! called only for bytes the kernel refused.
 
 const std = @import("std");
 const core = @import("core");
@@ -126,7 +127,7 @@ pub fn push(self: *Fields, bytes: *Object) py.Error!void {
     self.queue.push(&self.loop.write_pool, gpa, py.bytesOf(bytes), .{ .object = bytes }) catch return py.noMemory();
 }
 
-/// After bytes were queued: sends now, when the callback returns, or when the kernel has room.
+/// After bytes were queued: sends now, by the end of the turn, or when the kernel has room.
 pub fn written(self: *Fields) py.Error!void {
     if (self.source.watch.armed.write) return maybePause(self);
     if (!self.loop.in_callback or self.queue.size > self.high_water) {
@@ -136,16 +137,25 @@ pub fn written(self: *Fields) py.Error!void {
     try markDirty(self);
 }
 
-/// Has the transport flushed when the running callback returns.
+/// For so long bytes wait for others of the same turn. Longer gains little, and callbacks that compute would
+/// keep the answers of those before them.
+const flush_delay_max_ns = 100 * std.time.ns_per_us;
+
+pub inline fn isFlushDue(loop: *const LoopFields) bool {
+    return core.clock.nowNs() -| loop.dirty_since_ns >= flush_delay_max_ns;
+}
+
+/// Has the transport flushed by the end of the turn.
 pub fn markDirty(self: *Fields) py.Error!void {
     if (self.dirty) return;
+    if (self.loop.dirty.len == 0) self.loop.dirty_since_ns = core.clock.nowNs();
     self.loop.dirty.push(gpa, &self.source) catch return py.noMemory();
     py.incref(self.object());
     self.dirty = true;
 }
 
-/// Sends what the finished callback wrote, on every transport it wrote to, also when a protocol that
-/// is told to pause ends the run.
+/// Sends what callbacks wrote, on every transport they wrote to, also when a protocol that is told to pause
+/// ends the run.
 pub fn flushDirty(loop: *LoopFields) py.Error!void {
     while (loop.dirty.pop()) |source| {
         flushOne(.ofSource(source)) catch |err| {

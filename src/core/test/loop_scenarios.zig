@@ -60,6 +60,7 @@ fn Scenarios(comptime Reactor: type) type {
             }
 
             pub fn idle(_: *Host) void {}
+            pub fn turnDone(_: *Host) Error!void {}
             pub fn beforeWait(_: *Host) void {}
             pub fn afterWait(_: *Host) void {}
             pub fn interrupted(_: *Host) Error!void {}
