@@ -657,3 +657,24 @@ def test_sizes_and_types_of_arguments(run, ends):
         assert await within(loop.sock_recv(left, 1 << 20)) == bytes(1000)
 
     run(main())
+
+
+def test_connecting_again_after_a_refused_attempt_was_cancelled(run):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as listener, socket.socket() as sock:
+            listener.bind(("127.0.0.1", 0))
+            sock.setblocking(False)
+            attempt = asyncio.ensure_future(loop.sock_connect(sock, listener.getsockname()))
+            await asyncio.sleep(0)
+            attempt.cancel()
+            listener.listen(1)
+            # The refusal is still the socket's to report, once.
+            with pytest.raises(ConnectionRefusedError):
+                await within(loop.sock_connect(sock, listener.getsockname()))
+            await within(loop.sock_connect(sock, listener.getsockname()))
+            assert sock.getpeername() == listener.getsockname()
+            with pytest.raises(asyncio.CancelledError):
+                await attempt
+
+    run(main())

@@ -64,11 +64,11 @@ pub fn connect(fd: fd_t, address: *const Address) Outcome {
     };
 }
 
-/// Whether an attempt to connect has ended already: on loopback the kernel does all of it within the call,
-/// and asking costs less than waiting in the reactor.
+/// Whether an attempt to connect has succeeded already: on loopback the kernel does all of it within the call,
+/// and asking costs less than waiting in the reactor. A failure stays with the socket, for whoever asks next.
 pub fn hasConnected(fd: fd_t) bool {
     var query = [_]c.pollfd{.{ .fd = fd, .events = c.POLL.OUT, .revents = 0 }};
-    return c.poll(&query, 1, 0) == 1;
+    return c.poll(&query, 1, 0) == 1 and query[0].revents == c.POLL.OUT;
 }
 
 /// The error that waits on a socket, which this takes away.

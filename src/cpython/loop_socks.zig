@@ -166,15 +166,11 @@ fn connect(object: *Object, argv: []const *Object) py.Error!*Object {
     const to = parseFor(fd, given) orelse return notImplemented();
     switch (core.sys.connect(fd, &to)) {
         .done => return py.newNone(),
-        .would_block => {},
+        .would_block => if (core.sys.hasConnected(fd)) return py.newNone(),
         .failed => |code| return raise.errno(code),
     }
     // asyncio's message shows the address with all its parts.
     const shown = if (to.family() == std.c.AF.INET6) (try @import("address.zig").toObject(&to)).? else py.newRef(given);
-    if (core.sys.hasConnected(fd)) {
-        defer py.decref(shown);
-        return operation.connected(fd, shown);
-    }
     return wait(loop, sock, fd, .{ .connect = shown });
 }
 

@@ -259,7 +259,7 @@ pub fn sendTo(fd: core.sys.fd_t, data: *Object, to: *const Address) py.Error!?*O
 }
 
 /// How a connection attempt has ended, with asyncio's message.
-pub fn connected(fd: core.sys.fd_t, address: *Object) py.Error!*Object {
+fn connected(fd: core.sys.fd_t, address: *Object) py.Error!*Object {
     const code = core.sys.socketError(fd);
     if (code == .SUCCESS) return py.newNone();
     const text = try py.check(c.PyUnicode_FromFormat("Connect call failed %S", address));
