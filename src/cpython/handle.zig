@@ -23,6 +23,7 @@ const py = @import("py.zig");
 const args_ = @import("args.zig");
 const contexts = @import("handle_context.zig");
 const exclusion = @import("handle_exclusion.zig");
+const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const State = @import("state.zig").State;
 
@@ -501,22 +502,21 @@ const timer_properties = shared_properties ++ [_]c.PyGetSetDef{
     .{},
 };
 
-fn slotsOf(comptime method_table: []const c.PyMethodDef, comptime property_table: []const c.PyGetSetDef) [6]c.PyType_Slot {
-    return .{
-        .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
-        .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
-        .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
-        .{ .slot = c.Py_tp_methods, .pfunc = @ptrCast(method_table.ptr) },
-        .{ .slot = c.Py_tp_getset, .pfunc = @ptrCast(property_table.ptr) },
-        .{},
-    };
+fn specOf(
+    comptime name: [:0]const u8,
+    comptime size: usize,
+    comptime method_table: []const c.PyMethodDef,
+    comptime property_table: []const c.PyGetSetDef,
+) c.PyType_Spec {
+    return heap_type.final(name, size, .{
+        .tp_dealloc = &dealloc,
+        .tp_traverse = py.traverse(traverseFields),
+        .tp_clear = &clearFields,
+        .tp_methods = method_table.ptr,
+        .tp_getset = property_table.ptr,
+    });
 }
 
-const flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION;
-const slots = slotsOf(&methods, &properties);
-const threadsafe_slots = slotsOf(&threadsafe_methods, &properties);
-const timer_slots = slotsOf(&timer_methods, &timer_properties);
-
-pub const spec: c.PyType_Spec = .{ .name = "zloop._engine.Handle", .basicsize = Layout.size, .flags = flags, .slots = &slots };
-pub const threadsafe_spec: c.PyType_Spec = .{ .name = "zloop._engine.ThreadSafeHandle", .basicsize = Layout.size, .flags = flags, .slots = &threadsafe_slots };
-pub const timer_spec: c.PyType_Spec = .{ .name = "zloop._engine.TimerHandle", .basicsize = TimerLayout.size, .flags = flags, .slots = &timer_slots };
+pub const spec = specOf("zloop._engine.Handle", Layout.size, &methods, &properties);
+pub const threadsafe_spec = specOf("zloop._engine.ThreadSafeHandle", Layout.size, &threadsafe_methods, &properties);
+pub const timer_spec = specOf("zloop._engine.TimerHandle", TimerLayout.size, &timer_methods, &timer_properties);

@@ -8,6 +8,7 @@ const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
+const heap_type = @import("heap_type.zig");
 const loop_fds = @import("loop_fds.zig");
 const loop_type = @import("loop_type.zig");
 const raise = @import("raise.zig");
@@ -289,16 +290,8 @@ fn clearFields(object: *Object) callconv(.c) c_int {
     return 0;
 }
 
-const slots = [_]c.PyType_Slot{
-    .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
-    .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
-    .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
-    .{},
-};
-
-pub const spec: c.PyType_Spec = .{
-    .name = "zloop._engine.Listener",
-    .basicsize = Layout.size,
-    .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = &slots,
-};
+pub const spec = heap_type.final("zloop._engine.Listener", Layout.size, .{
+    .tp_dealloc = &dealloc,
+    .tp_traverse = py.traverse(traverseFields),
+    .tp_clear = &clearFields,
+});

@@ -13,6 +13,7 @@ const datagram_receive = @import("datagram_receive.zig");
 const debug = @import("debug.zig");
 const handle = @import("handle.zig");
 const handle_context = @import("handle_context.zig");
+const heap_type = @import("heap_type.zig");
 const loop_tasks = @import("loop_tasks.zig");
 const loop_time = @import("loop_time.zig");
 const stream_write = @import("stream_write.zig");
@@ -494,20 +495,12 @@ const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
     .{},
 };
 
-const slots = [_]c.PyType_Slot{
-    .{ .slot = c.Py_tp_new, .pfunc = @ptrCast(&new) },
-    .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
-    .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
-    .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
-    .{ .slot = c.Py_tp_setattro, .pfunc = @ptrCast(&loop_time.setAttribute) },
-    .{ .slot = c.Py_tp_methods, .pfunc = @ptrCast(&methods) },
-    .{ .slot = c.Py_tp_getset, .pfunc = @ptrCast(&properties) },
-    .{},
-};
-
-pub const spec: c.PyType_Spec = .{
-    .name = "zloop._engine.Loop",
-    .basicsize = Layout.size,
-    .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_BASETYPE,
-    .slots = &slots,
-};
+pub const spec = heap_type.base("zloop._engine.Loop", Layout.size, .{
+    .tp_new = &new,
+    .tp_dealloc = &dealloc,
+    .tp_traverse = py.traverse(traverseFields),
+    .tp_clear = &clearFields,
+    .tp_setattro = &loop_time.setAttribute,
+    .tp_methods = &methods,
+    .tp_getset = &properties,
+});

@@ -15,6 +15,7 @@ const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
+const heap_type = @import("heap_type.zig");
 const args = @import("args.zig");
 const loop_type = @import("loop_type.zig");
 const raise = @import("raise.zig");
@@ -366,8 +367,4 @@ pub const properties = [_]c.PyGetSetDef{
     py.getter("_closing", isClosing),
 };
 
-pub const members = [_]c.PyMemberDef{
-    .{ .name = "__dictoffset__", .type = c.T_PYSSIZET, .offset = Layout.offset + @offsetOf(Fields, "dict"), .flags = c.READONLY },
-    .{ .name = "__weaklistoffset__", .type = c.T_PYSSIZET, .offset = Layout.offset + @offsetOf(Fields, "weakrefs"), .flags = c.READONLY },
-    .{},
-};
+pub const members = heap_type.dictAndWeakrefs(Layout, Fields);

@@ -7,6 +7,7 @@ const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const debug = @import("debug.zig");
+const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const pipe = @import("pipe.zig");
 const raise = @import("raise.zig");
@@ -177,21 +178,13 @@ const methods = pipe.methods ++ [_]c.PyMethodDef{
 
 const properties = pipe.properties ++ [_]c.PyGetSetDef{ py.getter("_paused", getPaused), .{} };
 
-const slots = [_]c.PyType_Slot{
-    .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&pipe.dealloc) },
-    .{ .slot = c.Py_tp_finalize, .pfunc = @ptrCast(&pipe.finalize) },
-    .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(pipe.traverseFields) },
-    .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&pipe.clearFields) },
-    .{ .slot = c.Py_tp_repr, .pfunc = @ptrCast(&repr) },
-    .{ .slot = c.Py_tp_methods, .pfunc = @ptrCast(&methods) },
-    .{ .slot = c.Py_tp_getset, .pfunc = @ptrCast(&properties) },
-    .{ .slot = c.Py_tp_members, .pfunc = @ptrCast(&pipe.members) },
-    .{},
-};
-
-pub const spec: c.PyType_Spec = .{
-    .name = "zloop._engine.ReadPipeTransport",
-    .basicsize = pipe.Layout.size,
-    .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = &slots,
-};
+pub const spec = heap_type.final("zloop._engine.ReadPipeTransport", pipe.Layout.size, .{
+    .tp_dealloc = &pipe.dealloc,
+    .tp_finalize = &pipe.finalize,
+    .tp_traverse = py.traverse(pipe.traverseFields),
+    .tp_clear = &pipe.clearFields,
+    .tp_repr = &repr,
+    .tp_methods = &methods,
+    .tp_getset = &properties,
+    .tp_members = &pipe.members,
+});

@@ -15,6 +15,7 @@ const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
 const fd_watch = @import("fd_watch.zig");
+const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const raise = @import("raise.zig");
 const sock_operation = @import("sock_operation.zig");
@@ -473,22 +474,14 @@ const properties = [_]c.PyGetSetDef{
     .{},
 };
 
-const slots = [_]c.PyType_Slot{
-    .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
-    .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
-    .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
-    .{ .slot = c.Py_tp_repr, .pfunc = @ptrCast(&repr) },
-    .{ .slot = c.Py_tp_iter, .pfunc = @ptrCast(&itself) },
-    .{ .slot = c.Py_tp_iternext, .pfunc = @ptrCast(&next) },
-    .{ .slot = c.Py_am_await, .pfunc = @ptrCast(&itself) },
-    .{ .slot = c.Py_tp_methods, .pfunc = @ptrCast(&methods) },
-    .{ .slot = c.Py_tp_getset, .pfunc = @ptrCast(&properties) },
-    .{},
-};
-
-pub const spec: c.PyType_Spec = .{
-    .name = "zloop._engine.SocketWaiter",
-    .basicsize = Layout.size,
-    .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = &slots,
-};
+pub const spec = heap_type.final("zloop._engine.SocketWaiter", Layout.size, .{
+    .tp_dealloc = &dealloc,
+    .tp_traverse = py.traverse(traverseFields),
+    .tp_clear = &clearFields,
+    .tp_repr = &repr,
+    .tp_iter = &itself,
+    .tp_iternext = &next,
+    .am_await = &itself,
+    .tp_methods = &methods,
+    .tp_getset = &properties,
+});

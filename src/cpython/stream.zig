@@ -15,6 +15,7 @@ const c = @import("c.zig");
 const py = @import("py.zig");
 const address = @import("address.zig");
 const debug = @import("debug.zig");
+const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const stream_close = @import("stream_close.zig");
 const stream_read = @import("stream_read.zig");
@@ -463,27 +464,15 @@ const properties = [_]c.PyGetSetDef{
     .{},
 };
 
-const members = [_]c.PyMemberDef{
-    .{ .name = "__dictoffset__", .type = c.T_PYSSIZET, .offset = Layout.offset + @offsetOf(Fields, "dict"), .flags = c.READONLY },
-    .{ .name = "__weaklistoffset__", .type = c.T_PYSSIZET, .offset = Layout.offset + @offsetOf(Fields, "weakrefs"), .flags = c.READONLY },
-    .{},
-};
+const members = heap_type.dictAndWeakrefs(Layout, Fields);
 
-const slots = [_]c.PyType_Slot{
-    .{ .slot = c.Py_tp_dealloc, .pfunc = @ptrCast(&dealloc) },
-    .{ .slot = c.Py_tp_finalize, .pfunc = @ptrCast(&stream_close.finalize) },
-    .{ .slot = c.Py_tp_traverse, .pfunc = py.traverse(traverseFields) },
-    .{ .slot = c.Py_tp_clear, .pfunc = @ptrCast(&clearFields) },
-    .{ .slot = c.Py_tp_repr, .pfunc = @ptrCast(&repr) },
-    .{ .slot = c.Py_tp_methods, .pfunc = @ptrCast(&methods) },
-    .{ .slot = c.Py_tp_getset, .pfunc = @ptrCast(&properties) },
-    .{ .slot = c.Py_tp_members, .pfunc = @ptrCast(&members) },
-    .{},
-};
-
-pub const spec: c.PyType_Spec = .{
-    .name = "zloop._engine.StreamTransport",
-    .basicsize = Layout.size,
-    .flags = c.Py_TPFLAGS_DEFAULT | c.Py_TPFLAGS_HAVE_GC | c.Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = &slots,
-};
+pub const spec = heap_type.final("zloop._engine.StreamTransport", Layout.size, .{
+    .tp_dealloc = &dealloc,
+    .tp_finalize = &stream_close.finalize,
+    .tp_traverse = py.traverse(traverseFields),
+    .tp_clear = &clearFields,
+    .tp_repr = &repr,
+    .tp_methods = &methods,
+    .tp_getset = &properties,
+    .tp_members = &members,
+});
