@@ -129,6 +129,11 @@ fn attempt(self: *Fields, data: *Object, to: ?*Object) Attempt {
     var view: c.Py_buffer = undefined;
     if (c.PyObject_GetBuffer(data, &view, c.PyBUF_SIMPLE) < 0) return .failed;
     defer c.PyBuffer_Release(&view);
+    // A buffer can be the program's own code, which can have closed the socket.
+    if (self.released) {
+        raise.errno(.BADF) catch {};
+        return .failed;
+    }
     const bytes = if (view.buf) |start| start[0..@intCast(view.len)] else &.{};
     return attemptBytes(self, data, bytes, to);
 }

@@ -143,8 +143,11 @@ fn cancelBoth(loop: *LoopFields, self: *Fields) void {
 /// kernel has not been told. True if there was one.
 fn dropLost(loop: *LoopFields, self: *Fields) bool {
     var any = false;
-    inline for (.{ &self.reader, &self.writer }) |field| if (field.*) |registered| {
-        if (sock_wait.isWaiter(loop, registered) and sock_wait.isClosed(loop, registered)) {
+    inline for (.{ &self.reader, &self.writer }) |field| if (field.*) |borrowed| {
+        const registered = py.newRef(borrowed);
+        defer py.decref(registered);
+        // Asking the socket can run the program's code, which can empty the slot.
+        if (sock_wait.isWaiter(loop, registered) and sock_wait.isClosed(loop, registered) and field.* == registered) {
             field.* = null;
             sock_wait.lost(registered);
             py.decref(registered);

@@ -301,8 +301,8 @@ pub inline fn finish(object: *Object) void {
     self.args_count = 0;
     py.clear(&self.callback);
     for (held) |*arg| py.clear(arg);
-    py.clear(&self.context);
     self.shares_context = false;
+    py.clear(&self.context);
 }
 
 /// The loop's thread, around a run of the handle.

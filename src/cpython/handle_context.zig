@@ -32,8 +32,9 @@ inline fn word(base: *const anyopaque, offset: usize) ?*anyopaque {
     return @as(*const ?*anyopaque, @ptrCast(@alignCast(bytes + offset))).*;
 }
 
-inline fn mapOf(context: *const anyopaque) *anyopaque {
-    return word(context, map_offset).?;
+/// Null for a context that the garbage collector has emptied.
+inline fn mapOf(context: *const anyopaque) ?*anyopaque {
+    return word(context, map_offset);
 }
 
 /// Null for a thread that has not used contexts yet.
@@ -64,7 +65,7 @@ pub const Copy = struct { context: *Object, is_shared: bool };
 
 /// A copy of the current context for a new handle.
 pub inline fn copyCurrent(shared: *Shared) py.Error!Copy {
-    if (shared.latest) |latest| if (currentMap() == mapOf(latest)) {
+    if (shared.latest) |latest| if (currentMap()) |map| if (map == mapOf(latest)) {
         return .{ .context = py.newRef(latest), .is_shared = true };
     };
     const copy = try py.check(c.PyContext_CopyCurrent());
@@ -75,10 +76,11 @@ pub inline fn copyCurrent(shared: *Shared) py.Error!Copy {
     return .{ .context = copy, .is_shared = seen };
 }
 
-/// Makes the shared context in the field the handle's own, to run in. Before 3.12 making an object can run the
-/// garbage collector, and that a finalizer that cancels the handle.
+/// Makes the shared context in the field the handle's own, to run in. Finalizers can run in here, of what was set
+/// in the context that goes, before 3.12 also those that the garbage collector finds; one that cancels the handle
+/// empties the field.
 pub inline fn take(shared: *Shared, field: *?*Object) py.Error!void {
-    const context = field.*.?;
+    const context = field.* orelse return;
     if (shared.running) |copy| if (py.isUnique(copy) and mapOf(copy) == mapOf(context)) {
         field.* = py.newRef(copy);
         py.decref(context);
@@ -88,11 +90,13 @@ pub inline fn take(shared: *Shared, field: *?*Object) py.Error!void {
     if (field.*) |copy| py.replace(&shared.running, py.newRef(copy));
 }
 
-/// Makes the shared context in the field the handle's own.
+/// Makes the shared context in the field the handle's own. As `take`.
 pub fn own(field: *?*Object) py.Error!void {
-    const context = py.newRef(field.*.?);
+    const context = py.newRef(field.* orelse return);
     defer py.decref(context);
-    py.replace(field, try py.check(c.PyContext_Copy(context)));
+    const copy = try py.check(c.PyContext_Copy(context));
+    if (field.* != context) return py.decref(copy);
+    py.replace(field, copy);
 }
 
 /// Whether a context's map and a thread's context lie where this file looks for them: a copy has the map of

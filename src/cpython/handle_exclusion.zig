@@ -36,6 +36,12 @@ fn wakeAll() void {
     _ = std.c.pthread_mutex_unlock(&mutex);
 }
 
+/// In a forked child: the thread that held the lock is not there to let it go.
+pub fn afterFork() void {
+    mutex = .{};
+    changed = .{};
+}
+
 /// Another thread: returns when the handle does not run.
 pub fn wait(mark: *Mark) void {
     if (@atomicLoad(Mark, mark, .seq_cst) == .idle) return;

@@ -13,6 +13,7 @@ const loop_fds = @import("loop_fds.zig");
 const loop_type = @import("loop_type.zig");
 const raise = @import("raise.zig");
 const openssl = @import("openssl.zig");
+const sock_operation = @import("sock_operation.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
 const tls = @import("tls.zig");
@@ -137,6 +138,7 @@ fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
 }
 
 fn acceptBatch(self: *Fields) py.Error!void {
+    if (!try stillOwns(self)) return;
     self.batch.begin(self.loop.core.poll_count, self.backlog);
     for (0..self.batch.size) |_| {
         // A protocol factory or connection_made can close the server.
@@ -155,6 +157,21 @@ fn acceptBatch(self: *Fields) py.Error!void {
             },
         }
     }
+}
+
+/// Whether the socket still has the number: a program that closed it without a word may have given the number
+/// to another listener, whose connections are not ours.
+fn stillOwns(self: *Fields) py.Error!bool {
+    const sock = py.newRef(self.sock.?);
+    defer py.decref(sock);
+    const fd = sock_operation.fileno(self.loop, sock) catch {
+        if (py.isExit()) return error.Python;
+        c.PyErr_Clear();
+        return false;
+    };
+    if (fd == self.source.watch.fd) return true;
+    self.source.disarm(self.loop, .none);
+    return false;
 }
 
 /// Out of descriptors or memory: asyncio reports it and tries again after a second.

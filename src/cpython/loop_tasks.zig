@@ -33,11 +33,15 @@ pub const Keywords = struct {
         py.clear(&self.eager);
     }
 
-    /// Borrowed, or null outside of a run.
+    /// A new reference, for the call can end the run; null outside of one, and without a GIL in another thread.
     inline fn get(loop: *LoopFields, comptime kind: enum { plain, eager }) py.Error!?*Object {
+        if (comptime config.gil_disabled) if (loop.isForeignThread()) return null;
         const field = &@field(loop.task_keywords, @tagName(kind));
-        if (field.* == null and loop.thread_id != 0) field.* = try make(loop, kind == .eager);
-        return field.*;
+        if (field.* == null) {
+            if (loop.thread_id == 0) return null;
+            py.replace(field, try make(loop, kind == .eager));
+        }
+        return py.newRef(field.*.?);
     }
 
     fn make(loop: *LoopFields, eager: bool) py.Error!*Object {
@@ -54,6 +58,7 @@ pub fn newFuture(loop: *LoopFields) py.Error!*Object {
     const class = try classOf(state.futures_module, state.name(.Future));
     defer py.decref(class);
     if (class == state.future_type) if (try Keywords.get(loop, .plain)) |keywords| {
+        defer py.decref(keywords);
         return py.check(c.PyObject_Call(class, state.no_arguments, keywords));
     };
     const stack = [_]?*Object{ null, loop.object() };
@@ -88,7 +93,9 @@ fn createTask(object: *Object, argv: []const *Object, names: ?*Object) py.Error!
     return py.check(c.PyObject_Vectorcall(class, stack[1..].ptr, 1 | py.arguments_offset, all_names));
 }
 
+/// Takes the reference to `keywords` over.
 fn makeTask(state: *State, coroutine: *Object, keywords: *Object) py.Error!*Object {
+    defer py.decref(keywords);
     const arguments = try py.newTuple(.{coroutine});
     defer py.decref(arguments);
     return py.check(c.PyObject_Call(state.task_type, arguments, keywords));

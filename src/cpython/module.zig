@@ -86,6 +86,7 @@ fn setUp(module: *Object) py.Error!void {
 
 fn afterFork(_: *Object) py.Error!*Object {
     @import("core").process.noteFork();
+    handle_exclusion.afterFork();
     return py.newNone();
 }
 

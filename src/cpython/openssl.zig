@@ -180,8 +180,10 @@ fn importObjects(state: *State, module: *Object) py.Error!void {
     state.ssl_syscall_error = try py.check(c.PyObject_GetAttrString(ssl, "SSLSyscallError"));
     const memory_bio = try py.check(c.PyObject_GetAttrString(ssl, "MemoryBIO"));
     defer py.decref(memory_bio);
-    // `wrap_bio` wants two; ours replace them at once, so one pair serves every connection.
+    // `wrap_bio` wants two; ours replace them at once, so one pair serves every connection. The same for both
+    // would not do: `_ssl` counts a reference to each, OpenSSL takes one for both, and the count would overflow.
     state.ssl_unused_bio = try py.call(memory_bio, .{});
+    state.ssl_unused_bio_out = try py.call(memory_bio, .{});
     state.ssl_handshake_timeout = try py.newFloat(60);
     state.ssl_shutdown_timeout = try py.newFloat(30);
     state.wrap_bio_kwnames = try py.newTuple(.{ state.name(.server_side), state.name(.server_hostname) });
@@ -195,9 +197,23 @@ fn wordsOf(object: *Object) [*]const usize {
 
 /// The `SSL*` of an SSLObject, or null if it is not laid out as all versions so far: a reference to
 /// a socket (null for an SSLObject), the `SSL*`, the context. `SSL*` and object know each other.
-pub fn pointerOf(state: *State, table: *const Table, ssl_object: *Object, context: *Object) py.Error!?*Ssl {
+/// A program can take the owner away from the SSLObject, so whoever uses the pointer holds it.
+pub fn pointerOf(state: *State, table: *const Table, ssl_object: *Object, context: *Object) py.Error!?Found {
     const inner = try py.getAttr(ssl_object, state.name(._sslobj));
-    defer py.decref(inner);
+    const ssl = pointerIn(state, table, inner, context) orelse {
+        py.decref(inner);
+        return null;
+    };
+    return .{ .ssl = ssl, .owner = inner };
+}
+
+pub const Found = struct {
+    ssl: *Ssl,
+    /// A new reference.
+    owner: *Object,
+};
+
+fn pointerIn(state: *State, table: *const Table, inner: *Object, context: *Object) ?*Ssl {
     if (!py.isExact(inner, state.ssl_socket_type)) return null;
     const words = wordsOf(inner);
     if (words[0] != 0 or words[2] != @intFromPtr(context)) return null;
@@ -224,7 +240,9 @@ fn verify(state: *State) py.Error!?[*:0]const u8 {
     const ssl_object = try wrap(state, context, false, host);
     defer py.decref(ssl_object);
     if (!py.isExact(ssl_object, @ptrCast(state.ssl_object_type))) return "ssl.SSLObject is not itself";
-    const ssl = (try pointerOf(state, table, ssl_object, context)) orelse return "the layout of _ssl's objects is not known";
+    const found = (try pointerOf(state, table, ssl_object, context)) orelse return "the layout of _ssl's objects is not known";
+    defer py.decref(found.owner);
+    const ssl = found.ssl;
 
     if (@intFromPtr(table.SSL_get_SSL_CTX(ssl)) != wordsOf(context)[0]) return "the layout of _ssl's contexts is not known";
     if (table.SSL_get_ssl_method(ssl) != table.TLS_client_method()) return "_ssl uses another libssl than the one found";
@@ -253,7 +271,7 @@ fn verify(state: *State) py.Error!?[*:0]const u8 {
 
 /// `context.wrap_bio(…)`, as asyncio calls it.
 pub fn wrap(state: *State, context: *Object, server_side: bool, server_hostname: *Object) py.Error!*Object {
-    const stack = [_]?*Object{ null, context, state.ssl_unused_bio, state.ssl_unused_bio, py.boolBorrowed(server_side), server_hostname };
+    const stack = [_]?*Object{ null, context, state.ssl_unused_bio, state.ssl_unused_bio_out, py.boolBorrowed(server_side), server_hostname };
     const offset: usize = @as(usize, 1) << (@bitSizeOf(usize) - 1);
     return py.check(c.PyObject_VectorcallMethod(state.name(.wrap_bio), stack[1..].ptr, 3 | offset, state.wrap_bio_kwnames));
 }

@@ -68,8 +68,8 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
         return py.newNone();
     }
     const held = self.loop.thread_id != 0 and !self.source.watch.armed.isNone();
-    if (!held and !try stillOwns(self)) {
-        try writeFailed(self, .BADF);
+    if (!held and (!try stillOwns(self) or self.closing)) {
+        if (!self.closing) try writeFailed(self, .BADF);
         return py.newNone();
     }
     var sent: usize = 0;

@@ -331,29 +331,37 @@ fn addDoneCallback(object: *Object, argv: []const *Object, names: ?*Object) py.E
     const callback = given[0].?;
     const context = if (args.given(given[1])) |known| py.newRef(known) else try py.check(c.PyContext_CopyCurrent());
     defer py.decref(context);
-    if (self.stage != .waiting) {
-        try schedule(self, callback, context);
-        return py.newNone();
-    }
+    if (self.stage != .waiting) return scheduledLate(self, callback, context);
     if (self.callback == null) {
         self.callback = py.newRef(callback);
         self.context = py.newRef(context);
         return py.newNone();
     }
-    if (self.more_callbacks == null) self.more_callbacks = try py.check(c.PyList_New(0));
     const pair = try py.newTuple(.{ callback, context });
     defer py.decref(pair);
-    try py.checkInt(c.PyList_Append(self.more_callbacks.?, pair));
+    const pairs = if (self.more_callbacks) |known| py.newRef(known) else try py.check(c.PyList_New(0));
+    defer py.decref(pairs);
+    // Before 3.12 making them can have run a finalizer, and that have ended the waiter.
+    if (self.stage != .waiting) return scheduledLate(self, callback, context);
+    try py.checkInt(c.PyList_Append(pairs, pair));
+    py.replace(&self.more_callbacks, py.newRef(pairs));
+    return py.newNone();
+}
+
+fn scheduledLate(self: *Fields, callback: *Object, context: *Object) py.Error!*Object {
+    try schedule(self, callback, context);
     return py.newNone();
 }
 
 /// How many were removed, as a future says; those beyond the first are never taken back by asyncio.
 fn removeDoneCallback(object: *Object, callback: *Object) py.Error!*Object {
     const self = of(object);
-    const known = self.callback orelse return py.newInt(0);
+    const known = py.newRef(self.callback orelse return py.newInt(0));
+    defer py.decref(known);
     const equal = c.PyObject_RichCompareBool(known, callback, c.Py_EQ);
     if (equal < 0) return error.Python;
-    if (equal == 0) return py.newInt(0);
+    // The comparison is the program's, and can have ended the waiter.
+    if (equal == 0 or self.callback != known) return py.newInt(0);
     py.clear(&self.callback);
     py.clear(&self.context);
     return py.newInt(1);

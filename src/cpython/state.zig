@@ -170,6 +170,7 @@ pub const State = struct {
     ssl_want_read_error: *Object,
     ssl_syscall_error: *Object,
     ssl_unused_bio: *Object,
+    ssl_unused_bio_out: *Object,
     ssl_handshake_timeout: *Object,
     ssl_shutdown_timeout: *Object,
     wrap_bio_kwnames: *Object,

@@ -45,15 +45,9 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to write; sendfile is in progress");
     if (try sendMutable(self, data)) return py.newNone();
     const bytes = try transport.immutable(data);
-    if (py.bytesOf(bytes).len == 0) {
-        py.decref(bytes);
-        return py.newNone();
-    }
-    if (try isLost(self)) {
-        py.decref(bytes);
-        return py.newNone();
-    }
-    try push(self, bytes);
+    defer py.decref(bytes);
+    if (py.bytesOf(bytes).len == 0 or try isLost(self)) return py.newNone();
+    try push(self, py.newRef(bytes));
     try written(self);
     return py.newNone();
 }
@@ -71,7 +65,8 @@ fn sendMutable(self: *Fields, data: *Object) py.Error!bool {
         return false;
     }
     defer c.PyBuffer_Release(&view);
-    if (view.len < mutable_direct_from) return false;
+    // A buffer can be the program's own code, which can have written to the transport or ended it.
+    if (view.len < mutable_direct_from or self.conn_lost > 0 or !self.queue.isEmpty()) return false;
     const start = view.buf.?;
     try sendBorrowed(self, start[0..@intCast(view.len)]);
     try maybePause(self);
@@ -185,7 +180,10 @@ pub fn settle(self: *Fields) py.Error!void {
 /// Sends as much as the kernel takes and arms the watch for the rest. A failed send ends the
 /// connection; the exception is reported, not raised.
 fn flush(self: *Fields) py.Error!void {
-    if (tlsOf(self)) |above| try tls_write.sendNow(above);
+    if (tlsOf(self)) |above| {
+        defer py.decref(above.object());
+        try tls_write.sendNow(above);
+    }
     if (self.queue.isEmpty()) return;
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .done => {},
@@ -223,10 +221,11 @@ fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
     }
 }
 
-/// The SSLTransport above, if there is one.
+/// The SSLTransport above, if there is one. A new reference, by its fields: what it calls can give the stream
+/// another protocol.
 fn tlsOf(self: *Fields) ?*tls.Fields {
     if (self.delivery != .tls) return null;
-    return tls.of(self.protocol orelse return null);
+    return tls.of(py.newRef(self.protocol orelse return null));
 }
 
 /// The kernel has room again.
@@ -268,7 +267,10 @@ fn maybePause(self: *Fields) py.Error!void {
 }
 
 fn maybeResume(self: *Fields) py.Error!void {
-    if (tlsOf(self)) |above| return tls_write.drained(above);
+    if (tlsOf(self)) |above| {
+        defer py.decref(above.object());
+        return tls_write.drained(above);
+    }
     try transport.maybeResume(self);
 }
 

@@ -57,6 +57,8 @@ pub const Fields = struct {
     loop: *LoopFields,
     table: *const openssl.Table,
     ssl: *openssl.Ssl,
+    /// What `ssl` belongs to, inside of the SSLObject.
+    ssl_owner: ?*Object,
     bio: *openssl.Bio,
     ssl_object: ?*Object,
     sslcontext: ?*Object,
@@ -166,7 +168,9 @@ pub fn create(loop: *LoopFields, options: Options) py.Error!?*Object {
     // A subclass may do anything with the data that passes through it.
     if (!py.isExact(ssl_object, @ptrCast(state.ssl_object_type))) return null;
     if (try hasMessageCallback(state, options.sslcontext)) return null;
-    const ssl = (try openssl.pointerOf(state, table, ssl_object, options.sslcontext)) orelse return null;
+    const found = (try openssl.pointerOf(state, table, ssl_object, options.sslcontext)) orelse return null;
+    defer py.decref(found.owner);
+    const ssl = found.ssl;
 
     const delivery = try stream_read.deliveryFor(state, options.protocol);
     const made = try py.check(c.PyType_GenericAlloc(state.tls_transport_type, 0));
@@ -187,6 +191,7 @@ pub fn create(loop: *LoopFields, options: Options) py.Error!?*Object {
         .loop = loop,
         .table = table,
         .ssl = ssl,
+        .ssl_owner = py.newRef(found.owner),
         .bio = bio,
         .ssl_object = py.newRef(ssl_object),
         .sslcontext = py.newRef(options.sslcontext),
@@ -397,8 +402,8 @@ fn dealloc(object: *Object) callconv(.c) void {
 }
 
 const references = .{
-    "ssl_object",        "sslcontext",       "stream", "protocol", "waiter", "extra", "timer",
-    "handshake_timeout", "shutdown_timeout", "dict",
+    "ssl_owner", "ssl_object",        "sslcontext",       "stream", "protocol", "waiter", "extra",
+    "timer",     "handshake_timeout", "shutdown_timeout", "dict",
 };
 
 fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {

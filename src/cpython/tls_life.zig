@@ -110,12 +110,13 @@ fn handshakeDone(self: *Fields) py.Error!void {
     const state = self.loop.state;
     handshakeOver(self);
     try cancelTimer(self);
+    if (self.phase != .handshake) return;
     self.phase = .wrapped;
     self.handshaken = true;
     if (self.loop.debug) try logHandshake(self);
     if (self.app_phase == .init) {
+        const protocol = py.newRef(self.protocol orelse return);
         self.app_phase = .connected;
-        const protocol = py.newRef(self.protocol.?);
         defer py.decref(protocol);
         py.decref(try py.callMethod(protocol, state.name(.connection_made), .{self.object()}));
     }
@@ -220,9 +221,9 @@ pub fn deliverRest(self: *Fields) py.Error!void {
 /// `eof_received` of the protocol, once. Its answer means nothing with TLS.
 fn callEofReceived(self: *Fields) py.Error!void {
     if (self.app_phase != .connected) return;
+    const protocol = py.newRef(self.protocol orelse return);
     self.app_phase = .eof;
     const state = self.loop.state;
-    const protocol = py.newRef(self.protocol.?);
     defer py.decref(protocol);
     const answer = py.callMethod(protocol, state.name(.eof_received), .{}) catch |err| {
         if (py.isExit()) return err;

@@ -85,15 +85,16 @@ fn take(self: *Fields, bytes: []const u8) py.Error!void {
     const not_begun = self.phase == .unwrapped and self.stream == null;
     if (self.receiving or not_begun) return keep(self, bytes);
     if (self.phase == .unwrapped) return;
-    self.receiving = true;
     // The stash comes first; the new bytes join it only then.
     var kept: std.ArrayList(u8) = .empty;
     if (self.stash.items.len > 0) {
         try keep(self, bytes);
+        self.receiving = true;
         kept = self.stash;
         self.stash = .empty;
         self.channel.in = kept.items;
     } else {
+        self.receiving = true;
         self.channel.in = bytes;
     }
     const result = work(self);

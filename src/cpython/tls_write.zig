@@ -131,6 +131,9 @@ pub fn encryptBacklog(self: *Fields) py.Error!void {
     if (self.in_ssl) return;
     while (self.backlog.first) |node| {
         if (self.phase != .wrapped and self.phase != .flushing) return;
+        // A callback of OpenSSL's can empty the queue.
+        const held = py.newRef(node.owner.object);
+        defer py.decref(held);
         const count = try encrypt(self, node.bytes);
         // A failed write has ended the connection and emptied nothing yet.
         if (self.isLost()) return;
