@@ -83,45 +83,6 @@ def test_a_value_that_asks_for_the_context_it_goes_with(loop: asyncio.AbstractEv
     assert len(answers) == 1
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 12), reason="since 3.12 making an object runs no garbage collection"
-)
-def test_garbage_that_cancels_handles_while_their_contexts_are_copied(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    # The interpreter's free list of contexts is empty: each copy is a new object.
-    kept = [contextvars.copy_context() for _ in range(600)]
-    ran: list[int] = []
-    threshold = gc.get_threshold()
-    victims: list[asyncio.Handle] = []
-
-    class Cycle:
-        def __init__(self) -> None:
-            self.itself = self
-
-        def __del__(self) -> None:
-            for victim in victims:
-                victim.cancel()
-
-    def main() -> None:
-        for number in range(8):
-            handle = loop.call_soon(ran.append, number)
-            if number >= 3:
-                victims.append(handle)
-        gc.disable()
-        Cycle()
-        gc.enable()
-        gc.set_threshold(1, 1, 1)
-
-    try:
-        loop.call_soon(main)
-        loop.run_until_complete(turns(3))
-    finally:
-        gc.set_threshold(*threshold)
-    assert ran == list(range(len(ran)))
-    assert len(ran) <= 8 and len(kept) == 600
-
-
 @pytest.mark.only_zloop("an object of the engine's own")
 def test_a_comparison_that_ends_the_operation(run: Any) -> None:
     async def main() -> None:
