@@ -371,3 +371,51 @@ def test_signals_of_the_child_are_not_the_parents(loop_name, wakeup):
         "parent got []",
         "parent got ['signal']",
     ]
+
+
+@pytest.mark.parametrize("ends", ["pass", "transport.get_write_buffer_size()", "transport.write(b'child')"])
+def test_what_was_written_before_the_fork_leaves_once(loop_name, ends):
+    output = child(
+        loop_name,
+        f"""
+        async def parent():
+            loop = asyncio.get_running_loop()
+            ours, theirs = socket.socketpair()
+            theirs.settimeout(20)
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+            forked = loop.create_future()
+            def write():
+                transport.write(b"once")
+                pid = os.fork()
+                if pid == 0:
+                    {ends}
+                    # Back to a loop that runs no further here.
+                    loop.stop()
+                    return
+                reap(pid)
+                forked.set_result(None)
+            loop.call_soon(write)
+            await forked
+            transport.close()
+            await asyncio.sleep(0)
+            received = b""
+            while data := theirs.recv(100):
+                received += data
+            say("parent's bytes", received.count(b"once"), "child's", received.count(b"child"))
+            theirs.close()
+        before = os.getpid()
+        loop = factory()
+        try:
+            loop.run_until_complete(parent())
+        except BaseException:
+            if os.getpid() == before:
+                raise
+        finally:
+            if os.getpid() != before:
+                os._exit(0)
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        """,
+    )
+    childs = 1 if "child" in ends else 0
+    assert output == f"child's exit 0\nparent's bytes 1 child's {childs}\n"

@@ -47,6 +47,7 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
     const bytes = try transport.immutable(data);
     defer py.decref(bytes);
     if (py.bytesOf(bytes).len == 0 or try isLost(self)) return py.newNone();
+    if (self.loop.core.isForked()) dropParents(self);
     try push(self, py.newRef(bytes));
     try written(self);
     return py.newNone();
@@ -102,6 +103,7 @@ fn writelines(object: *Object, list: *Object) py.Error!*Object {
         for (pieces.items) |piece| py.decref(piece);
         return py.newNone();
     }
+    if (self.loop.core.isForked()) dropParents(self);
     for (pieces.items) |piece| {
         queued += 1;
         try push(self, piece);
@@ -125,6 +127,7 @@ pub fn push(self: *Fields, bytes: *Object) py.Error!void {
 /// After bytes were queued: sends now, by the end of the turn, or when the kernel has room.
 pub fn written(self: *Fields) py.Error!void {
     if (self.source.watch.armed.write) return maybePause(self);
+    if (self.loop.core.isForked()) return send(self);
     if (!self.loop.in_callback or self.queue.size > self.high_water) {
         try flush(self);
         return maybePause(self);
@@ -180,6 +183,19 @@ pub fn settle(self: *Fields) py.Error!void {
 /// Sends as much as the kernel takes and arms the watch for the rest. A failed send ends the
 /// connection; the exception is reported, not raised.
 fn flush(self: *Fields) py.Error!void {
+    if (self.loop.core.isForked()) return dropParents(self);
+    return send(self);
+}
+
+/// In a forked child: what was queued before is the parent's to send, once.
+fn dropParents(self: *Fields) void {
+    self.queue.clear(&self.loop.write_pool, gpa);
+    const above = tlsOf(self) orelse return;
+    defer py.decref(above.object());
+    tls_write.dropOutput(above);
+}
+
+fn send(self: *Fields) py.Error!void {
     if (tlsOf(self)) |above| {
         defer py.decref(above.object());
         try tls_write.sendNow(above);

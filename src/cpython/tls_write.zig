@@ -156,6 +156,8 @@ pub fn scheduleSend(self: *Fields) py.Error!void {
 pub fn sendNow(self: *Fields) py.Error!void {
     if (self.channel.out.items.len == 0) return;
     const below = self.below() orelse return dropOutput(self);
+    // A child's copy of the connection: OpenSSL's part of it has gone on in the parent.
+    if (self.loop.core.isForked()) return dropOutput(self);
     if (self.held) return;
     if (below.source.watch.armed.write and !below.queue.isEmpty() and below.conn_lost == 0 and !below.closing) return;
     const taken = self.channel.out;
