@@ -265,3 +265,39 @@ def test_resume_writing_takes_the_transport_away(run: Any, tls: harness.Tls) -> 
         # Nobody closes the SSLTransport.
         warnings.simplefilter("ignore", ResourceWarning)
         run(main(), reports=[])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__() came with 3.12")
+@pytest.mark.parametrize("method", ["sock_sendall", "sock_recv_into"])
+def test_a_buffer_that_closes_the_socket(run: Any, method: str) -> None:
+    """The number is a stranger's by the time the buffer is there."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        stranger, friend = socket.socketpair()
+        left.setblocking(False)
+        number = left.fileno()
+        opened: list[int] = []
+
+        class Closes:
+            def __buffer__(self, flags: int) -> memoryview:
+                if not opened:
+                    left.close()
+                    opened.append(os.dup2(stranger.fileno(), number))
+                return memoryview(bytearray(b"secret"))
+
+        friend.setblocking(False)
+        friend.send(b"theirs")
+        with right, stranger, friend:
+            try:
+                with pytest.raises(OSError):
+                    await getattr(loop, method)(left, Closes())
+                stranger.setblocking(False)
+                assert stranger.recv(10) == b"theirs"
+                with pytest.raises(BlockingIOError):
+                    friend.recv(10)
+            finally:
+                os.close(opened[0])
+
+    run(main())

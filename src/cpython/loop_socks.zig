@@ -74,7 +74,7 @@ fn recvInto(object: *Object, argv: []const *Object) py.Error!*Object {
     const loop = loop_type.of(object);
     const sock, const buffer = try two("_try_recv_into", argv);
     const fd = (try plain(loop, sock)) orelse return notImplemented();
-    return (try operation.receiveInto(fd, buffer)) orelse
+    return (try operation.receiveInto(loop, sock, fd, buffer)) orelse
         wait(loop, sock, fd, .{ .recv_into = py.newRef(buffer) });
 }
 
@@ -111,7 +111,7 @@ fn recvfromInto(object: *Object, argv: []const *Object) py.Error!*Object {
         if (length < 0) return error.Python;
         break :length @intCast(length);
     };
-    return (try operation.receiveFromInto(fd, buffer, size)) orelse
+    return (try operation.receiveFromInto(loop, sock, fd, buffer, size)) orelse
         wait(loop, sock, fd, .{ .recvfrom_into = .{ .buffer = py.newRef(buffer), .size = size } });
 }
 
@@ -122,6 +122,10 @@ fn sendall(object: *Object, argv: []const *Object) py.Error!*Object {
     var op: Operation = .{ .sendall = .{ .data = data, .view = undefined, .sent = 0 } };
     const sending = &op.sendall;
     try py.checkInt(c.PyObject_GetBuffer(data, &sending.view, c.PyBUF_SIMPLE));
+    operation.ensureStillOpen(loop, sock, fd, data) catch |err| {
+        c.PyBuffer_Release(&sending.view);
+        return err;
+    };
     const bytes = if (sending.view.buf) |start| start[0..@intCast(sending.view.len)] else &.{};
     const result = operation.sendAll(fd, bytes, &sending.sent) catch |err| {
         c.PyBuffer_Release(&sending.view);
@@ -141,7 +145,7 @@ fn sendto(object: *Object, argv: []const *Object) py.Error!*Object {
     const sock = argv[0];
     const fd = (try plain(loop, sock)) orelse return notImplemented();
     const to = parseFor(fd, argv[2]) orelse return notImplemented();
-    return (try operation.sendTo(fd, argv[1], &to)) orelse
+    return (try operation.sendTo(loop, sock, fd, argv[1], &to)) orelse
         wait(loop, sock, fd, .{ .sendto = .{ .data = py.newRef(argv[1]), .to = to } });
 }
 

@@ -82,9 +82,9 @@ pub fn proceed(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, operation: *
     if (try fileno(loop, sock) != fd) return raise.errno(.BADF);
     switch (operation.*) {
         .recv => |size| return receive(loop, fd, size),
-        .recv_into => |buffer| return receiveInto(fd, buffer),
+        .recv_into => |buffer| return receiveInto(loop, sock, fd, buffer),
         .recvfrom => |size| return receiveFrom(loop, fd, size),
-        .recvfrom_into => |into| return receiveFromInto(fd, into.buffer, into.size),
+        .recvfrom_into => |into| return receiveFromInto(loop, sock, fd, into.buffer, into.size),
         .accept => return accept(loop, sock, fd),
         .sendall => |*sendall| {
             const bytes = if (sendall.view.buf) |start| start[0..@intCast(sendall.view.len)] else &.{};
@@ -92,7 +92,7 @@ pub fn proceed(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, operation: *
             sendall.sent += count;
             return if (sendall.sent == bytes.len) py.newNone() else null;
         },
-        .sendto => |*sendto| return sendTo(fd, sendto.data, &sendto.to),
+        .sendto => |*sendto| return sendTo(loop, sock, fd, sendto.data, &sendto.to),
         .connect => |address| return connected(fd, address),
         .sendfile => |*sendfile| {
             const wanted = @min(sendfile.left, sendfile_size_max);
@@ -153,10 +153,17 @@ fn getWritable(comptime method: [:0]const u8, buffer: *Object, view: *c.Py_buffe
     return py.raiseFormat(c.PyExc_TypeError, method ++ "() argument 1 must be read-write bytes-like object, not %U", .{name});
 }
 
-pub fn receiveInto(fd: core.sys.fd_t, buffer: *Object) py.Error!?*Object {
+/// A buffer can be the program's own code, which can have closed the socket: then the number may be another's.
+pub fn ensureStillOpen(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, buffer: *Object) py.Error!void {
+    if (py.isExact(buffer, &c.PyBytes_Type) or py.isExact(buffer, &c.PyByteArray_Type) or py.isExact(buffer, &c.PyMemoryView_Type)) return;
+    if (try fileno(loop, sock) != fd) return raise.errno(.BADF);
+}
+
+pub fn receiveInto(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, buffer: *Object) py.Error!?*Object {
     var view: c.Py_buffer = undefined;
     try getWritable("recv_into", buffer, &view);
     defer c.PyBuffer_Release(&view);
+    try ensureStillOpen(loop, sock, fd, buffer);
     if (view.len == 0) return try py.newInt(0);
     const count = (try counted(core.sys.recvNow(fd, view.buf.?[0..@intCast(view.len)]))) orelse return null;
     return try py.newInt(count);
@@ -185,10 +192,11 @@ pub fn receiveFrom(loop: *LoopFields, fd: core.sys.fd_t, size: usize) py.Error!?
     return try withPeer(data, &from);
 }
 
-pub fn receiveFromInto(fd: core.sys.fd_t, buffer: *Object, size: usize) py.Error!?*Object {
+pub fn receiveFromInto(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, buffer: *Object, size: usize) py.Error!?*Object {
     var view: c.Py_buffer = undefined;
     try getWritable("recvfrom_into", buffer, &view);
     defer c.PyBuffer_Release(&view);
+    try ensureStillOpen(loop, sock, fd, buffer);
     if (size > view.len) return py.raise(c.PyExc_ValueError, "nbytes is greater than the length of the buffer");
     const target: []u8 = if (view.buf) |start| start[0..size] else &.{};
     var from: Address = undefined;
@@ -249,10 +257,11 @@ pub fn sendAll(fd: core.sys.fd_t, bytes: []const u8, sent: *usize) py.Error!?*Ob
     return if (sent.* == bytes.len) py.newNone() else null;
 }
 
-pub fn sendTo(fd: core.sys.fd_t, data: *Object, to: *const Address) py.Error!?*Object {
+pub fn sendTo(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, data: *Object, to: *const Address) py.Error!?*Object {
     var view: c.Py_buffer = undefined;
     try py.checkInt(c.PyObject_GetBuffer(data, &view, c.PyBUF_SIMPLE));
     defer c.PyBuffer_Release(&view);
+    try ensureStillOpen(loop, sock, fd, data);
     const bytes = if (view.buf) |start| start[0..@intCast(view.len)] else &.{};
     const count = (try counted(core.datagram.sendTo(fd, bytes, to))) orelse return null;
     return try py.newInt(count);
