@@ -36,9 +36,10 @@ list is strict: an entry whose test passes fails the run as well, and nothing ma
 
 How to run the suites is told in [conformance/README.md](../conformance/README.md).
 
-What no suite thought of is looked for by [fuzz/differential.py](../fuzz/differential.py), which plays the same
-random operations on asyncio and on zloop and compares what both ends of the connections saw. Its last run of
-an hour (`python fuzz/differential.py --seconds 3600`, CPython 3.13) played 59,284 scenarios without a difference.
+What no suite thought of is looked for by [fuzz/differential.py](../fuzz/differential.py), which plays the
+same random operations on asyncio and on zloop and compares what both ends of the connections saw. Its last
+run of an hour (`python fuzz/differential.py --seconds 3600`, CPython 3.13) played 59,284 scenarios without a
+difference.
 
 ## Results
 
