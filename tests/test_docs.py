@@ -229,7 +229,8 @@ class Session:
         for server in self.servers:
             try:
                 server.terminate()
-                server.wait(PATIENCE_S)
+                # Some give their workers half a minute.
+                server.wait(2 * PATIENCE_S)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(server.pid, signal.SIGKILL)

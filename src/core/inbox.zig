@@ -14,7 +14,9 @@ pub fn Inbox(comptime T: type) type {
         mutex: std.atomic.Mutex = .unlocked,
         items: std.ArrayList(T) = .empty,
         /// Mirrors `items.items.len`, readable without the lock: a hint that the loop polls on its
-        /// hot path. A push that the hint does not show yet is seen by the wake-up that follows it.
+        /// hot path. A push that the hint does not show yet is seen by the wake-up that follows it: pusher and
+        /// loop each write their own flag and then read the other's, which only holds in one order for all
+        /// (`seq_cst`).
         count_hint: std.atomic.Value(usize) = .init(0),
 
         /// A burst's memory is given back above this many slots.
@@ -30,12 +32,12 @@ pub fn Inbox(comptime T: type) type {
             self.lock();
             defer self.unlock();
             try self.items.append(gpa, item);
-            self.count_hint.store(self.items.items.len, .release);
+            self.count_hint.store(self.items.items.len, .seq_cst);
         }
 
         /// Any thread.
         pub inline fn isEmptyHint(self: *const Self) bool {
-            return self.count_hint.load(.acquire) == 0;
+            return self.count_hint.load(.seq_cst) == 0;
         }
 
         /// The loop's thread: moves everything to the end of `fifo`, in order.
