@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
+import resource
 import socket
 import sys
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -446,5 +450,56 @@ def test_connection_made_comes_behind_what_is_queued(run):
         transport.close()
         await within(log.lost)
         await shut(server, accepted[0])
+
+    run(main())
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_connections_are_accepted_in_a_crowd_of_events(run):
+    """More descriptors are ready than one poll reports: the listener still gets its turns, and uses them."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        accepted: list[Log] = []
+        rounds = 0
+        everyone = loop.create_future()
+
+        def factory() -> Log:
+            accepted.append(Log())
+            if len(accepted) == 60:
+                everyone.set_result(rounds)
+            return accepted[-1]
+
+        def count() -> None:
+            nonlocal rounds
+            rounds += 1
+
+        server = await loop.create_server(factory, "127.0.0.1", 0)
+        readable, writable = os.pipe()
+        crowd = [os.dup(readable) for _ in range(1200)]
+        os.write(writable, b"x")
+        try:
+            for fd in crowd:
+                loop.add_reader(fd, int)
+            loop.add_reader(readable, count)
+            with contextlib.ExitStack() as clients:
+                for _ in range(60):
+                    clients.enter_context(socket.create_connection(server.sockets[0].getsockname()))
+                assert await within(everyone) < 20
+                clients.close()
+                await shut(server, *accepted)
+        finally:
+            for fd in (*crowd, readable):
+                loop.remove_reader(fd)
+                os.close(fd)
+            os.close(writable)
 
     run(main())

@@ -81,6 +81,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         polled_ns: u64 = 0,
         /// Polls so far; wraps around.
         poll_count: u32 = 0,
+        /// Events that the last poll reported.
+        event_count: usize = 0,
         /// Polls in a row that reported a descriptor of nobody's.
         stale_polls: u32 = 0,
 
@@ -208,6 +210,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
                 error.Interrupted => return host.interrupted(),
                 error.Unexpected => |e| return e,
             };
+            self.event_count = got.len;
             if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
             try self.ready.ensureUnusedCapacity(self.gpa, 2 * got.len);
             var has_stale = false;

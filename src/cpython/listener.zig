@@ -25,19 +25,28 @@ const LoopFields = loop_type.Fields;
 /// Connections accepted in one turn: enough to drain a burst, few enough to let others run.
 const accept_count_max = 128;
 
+/// A poll that reports so many events is followed by a turn so long that one system call more is nothing.
+const crowd_event_count = 32;
+
 /// How many connections to accept in one turn. Finding out that none is left costs the kernel as much as accepting
 /// one, so it is left to the next poll to tell: a single connection is accepted alone, and while each poll in a row
-/// brings more the number doubles.
+/// brings more the number doubles. In a crowd the turns are long, and polls that have no room for all events leave the
+/// listener out: there all that wait are accepted, or new connections would starve.
 const Batch = struct {
     size: u32 = 1,
     /// The poll that brought the last one, and whether it may have left some.
     poll_count: u32 = 0,
     was_filled: bool = false,
 
-    fn begin(self: *Batch, poll_count: u32, size_max: u32) void {
-        const in_a_row = poll_count -% self.poll_count == 1;
-        self.size = if (in_a_row and self.was_filled) @min(2 * self.size, size_max) else 1;
-        self.poll_count = poll_count;
+    fn begin(self: *Batch, loop: *const LoopFields, size_max: u32) void {
+        const in_a_row = loop.core.poll_count -% self.poll_count == 1;
+        self.size = if (loop.core.event_count >= crowd_event_count)
+            size_max
+        else if (in_a_row and self.was_filled)
+            @min(2 * self.size, size_max)
+        else
+            1;
+        self.poll_count = loop.core.poll_count;
         self.was_filled = true;
     }
 };
@@ -139,7 +148,7 @@ fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
 
 fn acceptBatch(self: *Fields) py.Error!void {
     if (!try stillOwns(self)) return;
-    self.batch.begin(self.loop.core.poll_count, self.backlog);
+    self.batch.begin(self.loop, self.backlog);
     for (0..self.batch.size) |_| {
         // A protocol factory or connection_made can close the server.
         if (self.source.watch.armed.isNone()) return;
