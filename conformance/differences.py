@@ -159,7 +159,7 @@ async def write_leaves() -> str:
         answer = "at once"
     except BlockingIOError:
         await turns()
-        answer = "when it returns" if connection.peer.recv(10) == b"now" else "never"
+        answer = "by the end of the turn" if connection.peer.recv(10) == b"now" else "never"
     await connection.close()
     return answer
 
