@@ -22,37 +22,29 @@ INTERPRETERS = [
 CORE_ROOT = engine.SOURCE_ROOT / "core" / "root.zig"
 
 
+def compiles(work: Path, command: list[str], *arguments: str) -> bool:
+    common = ["-fno-emit-bin", "-lc", "--cache-dir", str(engine.CACHE_ROOT / "zig")]
+    whole = [*engine.zig_command(), *command, *common, *arguments]
+    return subprocess.run(whole, check=False, cwd=work, stdin=subprocess.DEVNULL).returncode == 0
+
+
 def main() -> int:
     triples = (Path(__file__).parent / "targets.txt").read_text().split()
     work = engine.CACHE_ROOT / "check-targets"
     work.mkdir(parents=True, exist_ok=True)
     config = engine.write_config(work)
-    zig = engine.zig_command()
+    core_tests = ["test", "--test-no-exec"]
+    library = ["build-lib", "-dynamic"]
     failed = []
     for triple in triples:
-        common = ["-fno-emit-bin", "-lc", "-target", triple, "--cache-dir", str(engine.CACHE_ROOT / "zig")]
-        checks = {
-            "core tests": ["test", "--test-no-exec", *common, f"-Mroot={CORE_ROOT}"],
-            "engine": ["build-lib", "-dynamic", *common, *engine.module_arguments(config)],
-        }
-        for name, arguments in checks.items():
-            if subprocess.run([*zig, *arguments], check=False, cwd=work, stdin=subprocess.DEVNULL).returncode:
-                failed.append(f"{name} for {triple}")
+        if not compiles(work, core_tests, "-target", triple, f"-Mroot={CORE_ROOT}"):
+            failed.append(f"core tests for {triple}")
+        if not compiles(work, library, "-target", triple, *engine.module_arguments(config)):
+            failed.append(f"engine for {triple}")
     for interpreter in INTERPRETERS:
         folder = work / f"3.{interpreter.minor}{'t' * interpreter.gil_disabled}{'d' * interpreter.debug}"
         folder.mkdir(exist_ok=True)
-        arguments = [
-            "build-lib",
-            "-dynamic",
-            "-fno-emit-bin",
-            "-lc",
-            "--cache-dir",
-            str(engine.CACHE_ROOT / "zig"),
-        ]
-        modules = engine.module_arguments(engine.write_config(folder, interpreter))
-        if subprocess.run(
-            [*zig, *arguments, *modules], check=False, cwd=work, stdin=subprocess.DEVNULL
-        ).returncode:
+        if not compiles(work, library, *engine.module_arguments(engine.write_config(folder, interpreter))):
             failed.append(f"engine for CPython {folder.name}")
     for line in failed:
         print(f"does not compile: {line}")

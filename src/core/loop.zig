@@ -18,7 +18,8 @@ const TimerHeap = @import("timers.zig").TimerHeap;
 const Timer = @import("timers.zig").Timer;
 const Watch = @import("watch.zig").Watch;
 const WatchTable = @import("watch.zig").WatchTable;
-const UpdateError = @import("watch.zig").UpdateError;
+
+pub const WatchError = @import("watch.zig").UpdateError || reactor_.OpenError || error{Forked};
 
 const Event = reactor_.Event;
 const Interest = reactor_.Interest;
@@ -139,7 +140,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             if (self.reactor) |*reactor| reactor.wake();
         }
 
-        pub fn watch(self: *Self, w: *Watch, interest: Interest) (UpdateError || reactor_.OpenError || error{Forked})!void {
+        pub fn watch(self: *Self, w: *Watch, interest: Interest) WatchError!void {
             if (w.armed == interest) return;
             if (self.isForked()) return error.Forked;
             const reactor = try self.openReactor();

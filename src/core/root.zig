@@ -14,6 +14,7 @@ pub const Loop = @import("loop.zig").Loop;
 pub const Timer = @import("timers.zig").Timer;
 pub const TimerHeap = @import("timers.zig").TimerHeap;
 pub const Watch = @import("watch.zig").Watch;
+pub const WatchError = @import("loop.zig").WatchError;
 pub const WatchTable = @import("watch.zig").WatchTable;
 pub const WriteQueue = @import("write_queue.zig").WriteQueue;
 

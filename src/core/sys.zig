@@ -199,7 +199,12 @@ pub fn setNoDelay(fd: fd_t) void {
 }
 
 /// Freeing this much at once is worth telling the C library to give it back to the system.
-pub const trim_size_min = 16 * 1024 * 1024;
+const trim_size_min = 16 * 1024 * 1024;
+
+/// After so many bytes of queued data were freed.
+pub fn trimAfterFreeing(size: usize) void {
+    if (size >= trim_size_min) trimHeap();
+}
 
 /// glibc keeps freed pieces that lie below one still in use; other libraries give back by themselves.
 pub fn trimHeap() void {

@@ -271,6 +271,7 @@ pub extern fn PyByteArray_AsString(*PyObject) [*]u8;
 pub extern fn PyByteArray_Size(*PyObject) Ssize;
 pub extern fn PyObject_GetBuffer(*PyObject, *Py_buffer, c_int) c_int;
 pub extern fn PyBuffer_Release(*Py_buffer) void;
+pub extern fn PyBuffer_IsContiguous(*const Py_buffer, u8) c_int;
 pub extern fn PyBuffer_ToContiguous(*anyopaque, *const Py_buffer, Ssize, u8) c_int;
 
 pub extern fn PyUnicode_FromString([*:0]const u8) ?*PyObject;

@@ -150,15 +150,13 @@ pub const FreeList = struct {
 
 /// A new handle. `context` null means a copy of the current one.
 pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callback) py.Error!*Object {
-    const context: *Object, const shares_context: bool = if (parsed.context) |given|
-        .{ py.newRef(given), false }
-    else copied: {
-        const copy = try contexts.copyCurrent(&loop.contexts);
-        break :copied .{ copy.context, copy.is_shared };
-    };
+    const context: contexts.Copy = if (parsed.context) |given|
+        .{ .context = py.newRef(given), .is_shared = false }
+    else
+        try contexts.copyCurrent(&loop.contexts);
     const recycled = if (comptime py.can_recycle) loop.free_handles.getPtr(kind).pop() else null;
     const object = recycled orelse allocate(loop, kind) catch |err| {
-        py.decref(context);
+        py.decref(context.context);
         return err;
     };
     if (comptime py.can_recycle) if (recycled != null) py.revive(object);
@@ -166,14 +164,14 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     py.incref(loop.object());
     self.loop_object = loop.object();
     self.callback = py.newRef(parsed.callback);
-    self.context = context;
+    self.context = context.context;
     self.args = @splat(null);
     self.args_count = 0;
     self.cancelled = false;
     self.kind = kind;
     self.mark = .idle;
     self.lasting = false;
-    self.shares_context = shares_context;
+    self.shares_context = context.is_shared;
     self.source_traceback = null;
     self.repr = null;
     if (kind == .timer) {
@@ -463,24 +461,27 @@ fn getWhen(object: *Object) py.Error!*Object {
     return py.newFloat(self.when);
 }
 
+const context_method = py.Method.noArgs("get_context", getContext, "get_context($self)\n--\n\nasyncio.Handle.get_context().");
+const cancelled_method = py.Method.noArgs("cancelled", getCancelled, "cancelled($self)\n--\n\nasyncio.Handle.cancelled().");
+
 const methods = [_]c.PyMethodDef{
     py.Method.noArgs("cancel", cancel, "cancel($self)\n--\n\nasyncio.Handle.cancel(): the callback will not run."),
-    py.Method.noArgs("cancelled", getCancelled, "cancelled($self)\n--\n\nasyncio.Handle.cancelled()."),
-    py.Method.noArgs("get_context", getContext, "get_context($self)\n--\n\nasyncio.Handle.get_context()."),
+    cancelled_method,
+    context_method,
     .{},
 };
 
 const threadsafe_methods = [_]c.PyMethodDef{
     py.Method.noArgs("cancel", cancelThreadsafe, "cancel($self)\n--\n\nasyncio.Handle.cancel(), from any thread: the callback will not run, or has run."),
     py.Method.noArgs("cancelled", getCancelledThreadsafe, "cancelled($self)\n--\n\nasyncio.Handle.cancelled(), from any thread."),
-    py.Method.noArgs("get_context", getContext, "get_context($self)\n--\n\nasyncio.Handle.get_context()."),
+    context_method,
     .{},
 };
 
 const timer_methods = [_]c.PyMethodDef{
     py.Method.noArgs("cancel", cancel, "cancel($self)\n--\n\nasyncio.TimerHandle.cancel(): the callback will not run."),
-    py.Method.noArgs("cancelled", getCancelled, "cancelled($self)\n--\n\nasyncio.Handle.cancelled()."),
-    py.Method.noArgs("get_context", getContext, "get_context($self)\n--\n\nasyncio.Handle.get_context()."),
+    cancelled_method,
+    context_method,
     py.Method.noArgs("when", getWhen, "when($self)\n--\n\nasyncio.TimerHandle.when(): the time it is due, in seconds of loop.time()."),
     .{},
 };

@@ -16,33 +16,27 @@ const Object = py.Object;
 const LoopFields = loop_type.Fields;
 
 fn callSoon(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
-    const loop = loop_type.of(object);
-    const parsed = try args.Callback.parse("call_soon", null, argv, names, loop.state.name(.context));
-    try loop.checkClosed();
-    if (loop.debug) try checkCall(loop, parsed.callback, "call_soon", true);
-    const scheduled = try handle.create(loop, .soon, parsed);
-    errdefer py.decref(scheduled);
-    if (loop.debug) try recordSource(loop, scheduled);
-    py.incref(scheduled);
-    // Without a GIL a program's mistake, the wrong thread, would break the queue: it takes the safe way.
-    const posted = if (comptime config.gil_disabled) postFromAnyThread(loop, scheduled) else loop.core.post(.ofHandle(scheduled));
-    posted catch |err| {
-        py.decref(scheduled);
-        return raise.fromCore(err);
-    };
-    return scheduled;
+    return callNextTurn(object, argv, names, .{ .method = "call_soon", .kind = .soon, .any_thread = false });
 }
 
 fn callSoonThreadsafe(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
+    return callNextTurn(object, argv, names, .{ .method = "call_soon_threadsafe", .kind = handle.threadsafe_kind, .any_thread = true });
+}
+
+const NextTurn = struct { method: [:0]const u8, kind: handle.Kind, any_thread: bool };
+
+inline fn callNextTurn(object: *Object, argv: []const *Object, names: ?*Object, comptime how: NextTurn) py.Error!*Object {
     const loop = loop_type.of(object);
-    const parsed = try args.Callback.parse("call_soon_threadsafe", null, argv, names, loop.state.name(.context));
+    const parsed = try args.Callback.parse(how.method, null, argv, names, loop.state.name(.context));
     try loop.checkClosed();
-    if (loop.debug) try checkCall(loop, parsed.callback, "call_soon_threadsafe", false);
-    const scheduled = try handle.create(loop, handle.threadsafe_kind, parsed);
+    if (loop.debug) try checkCall(loop, parsed.callback, how.method, !how.any_thread);
+    const scheduled = try handle.create(loop, how.kind, parsed);
     errdefer py.decref(scheduled);
     if (loop.debug) try recordSource(loop, scheduled);
     py.incref(scheduled);
-    const posted = postFromAnyThread(loop, scheduled);
+    // Without a GIL a program's mistake, call_soon() from the wrong thread, would break the queue: it takes the safe way.
+    const safely = comptime how.any_thread or config.gil_disabled;
+    const posted = if (safely) postFromAnyThread(loop, scheduled) else loop.core.post(.ofHandle(scheduled));
     posted catch |err| {
         py.decref(scheduled);
         return raise.fromCore(err);

@@ -38,7 +38,7 @@ pub const Fields = struct {
     closed: bool = false,
     stopping: bool = false,
     clock: loop_time.Clock = .{},
-    /// A callback is running: writes may wait until it returns.
+    /// A callback is running: writes may wait for the end of the turn.
     in_callback: bool = false,
     /// The thread inside run_forever, or 0.
     thread_id: c_ulong = 0,
@@ -48,7 +48,7 @@ pub const Fields = struct {
     task_keywords: loop_tasks.Keywords = .{},
     contexts: handle_context.Shared,
     free_handles: std.EnumArray(handle.Kind, handle.FreeList) = .initFill(.{}),
-    /// Transports with bytes written during the running callback, to be sent when it returns.
+    /// Transports with bytes written during this turn, to be sent by its end.
     /// Each element holds a reference.
     dirty: core.Fifo(*Source) = .empty,
     /// When the first of them was written to.

@@ -264,7 +264,7 @@ pub fn release(self: *Fields) py.Error!void {
 }
 
 /// `__del__`: a transport that nobody closed and nobody can reach any more.
-pub fn finalize(object: *Object) callconv(.c) void {
+fn finalize(object: *Object) callconv(.c) void {
     const self = of(object);
     if (self.pipe == null) return;
     const saved: py.Saved = .save();
@@ -273,7 +273,7 @@ pub fn finalize(object: *Object) callconv(.c) void {
     release(self) catch c.PyErr_WriteUnraisable(object);
 }
 
-pub fn dealloc(object: *Object) callconv(.c) void {
+fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
     if (c.PyObject_CallFinalizerFromDealloc(object) < 0) return;
     const t: *Object = @ptrCast(py.typeOf(object));
@@ -285,7 +285,7 @@ pub fn dealloc(object: *Object) callconv(.c) void {
     py.decref(t);
 }
 
-pub fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
+fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
     try visitor.object(self.loop.object());
     inline for (references) |field| try visitor.object(@field(self, field));
@@ -293,7 +293,7 @@ pub fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     while (pieces.next()) |piece| try visitor.object(piece.owner.object);
 }
 
-pub fn clearFields(object: *Object) callconv(.c) c_int {
+fn clearFields(object: *Object) callconv(.c) c_int {
     const self = of(object);
     self.queue.clear(&self.loop.write_pool, loop_type.gpa);
     inline for (references) |field| py.clear(&@field(self, field));
@@ -367,4 +367,23 @@ pub const properties = [_]c.PyGetSetDef{
     py.getter("_closing", isClosing),
 };
 
-pub const members = heap_type.dictAndWeakrefs(Layout, Fields);
+const members = heap_type.dictAndWeakrefs(Layout, Fields);
+
+/// One of the two types.
+pub fn spec(
+    comptime name: [:0]const u8,
+    comptime repr: fn (*Object) callconv(.c) ?*Object,
+    comptime method_table: []const c.PyMethodDef,
+    comptime property_table: []const c.PyGetSetDef,
+) c.PyType_Spec {
+    return heap_type.final(name, Layout.size, .{
+        .tp_dealloc = &dealloc,
+        .tp_finalize = &finalize,
+        .tp_traverse = py.traverse(traverseFields),
+        .tp_clear = &clearFields,
+        .tp_repr = &repr,
+        .tp_methods = method_table.ptr,
+        .tp_getset = property_table.ptr,
+        .tp_members = &members,
+    });
+}

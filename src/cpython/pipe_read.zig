@@ -7,7 +7,6 @@ const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const debug = @import("debug.zig");
-const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const pipe = @import("pipe.zig");
 const raise = @import("raise.zig");
@@ -178,13 +177,4 @@ const methods = pipe.methods ++ [_]c.PyMethodDef{
 
 const properties = pipe.properties ++ [_]c.PyGetSetDef{ py.getter("_paused", getPaused), .{} };
 
-pub const spec = heap_type.final("zloop._engine.ReadPipeTransport", pipe.Layout.size, .{
-    .tp_dealloc = &pipe.dealloc,
-    .tp_finalize = &pipe.finalize,
-    .tp_traverse = py.traverse(pipe.traverseFields),
-    .tp_clear = &pipe.clearFields,
-    .tp_repr = &repr,
-    .tp_methods = &methods,
-    .tp_getset = &properties,
-    .tp_members = &pipe.members,
-});
+pub const spec = pipe.spec("zloop._engine.ReadPipeTransport", repr, &methods, &properties);

@@ -9,10 +9,10 @@ const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const debug = @import("debug.zig");
-const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const pipe = @import("pipe.zig");
 const raise = @import("raise.zig");
+const sock_operation = @import("sock_operation.zig");
 const transport = @import("transport.zig");
 const Source = @import("source.zig").Source;
 
@@ -93,14 +93,11 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
 fn stillOwns(self: *Fields) py.Error!bool {
     const held = py.newRef(self.pipe orelse return false);
     defer py.decref(held);
-    const number = py.callMethod(held, self.loop.state.name(.fileno), .{}) catch {
+    const fd = sock_operation.fileno(self.loop, held) catch {
         if (py.isExit()) return error.Python;
         c.PyErr_Clear();
         return false;
     };
-    defer py.decref(number);
-    const fd = c.PyLong_AsLong(number);
-    if (fd == -1 and c.PyErr_Occurred() != null) c.PyErr_Clear();
     return fd >= 0 and (self.is_duplicate or fd == self.fd());
 }
 
@@ -212,13 +209,4 @@ const properties = pipe.properties ++ [_]c.PyGetSetDef{
     .{},
 };
 
-pub const spec = heap_type.final("zloop._engine.WritePipeTransport", pipe.Layout.size, .{
-    .tp_dealloc = &pipe.dealloc,
-    .tp_finalize = &pipe.finalize,
-    .tp_traverse = py.traverse(pipe.traverseFields),
-    .tp_clear = &pipe.clearFields,
-    .tp_repr = &repr,
-    .tp_methods = &methods,
-    .tp_getset = &properties,
-    .tp_members = &pipe.members,
-});
+pub const spec = pipe.spec("zloop._engine.WritePipeTransport", repr, &methods, &properties);

@@ -4,7 +4,6 @@
 //! A source lies inside its Python object. While its watch is armed, and for each element of the
 //! ready queue that names it, the loop holds one reference to the object.
 
-const std = @import("std");
 const core = @import("core");
 const py = @import("py.zig");
 const raise = @import("raise.zig");
@@ -12,7 +11,6 @@ const LoopFields = @import("loop_type.zig").Fields;
 
 const Interest = core.reactor.Interest;
 const Readiness = core.reactor.Readiness;
-const UpdateError = core.reactor.SetError || core.reactor.OpenError || std.mem.Allocator.Error || error{ Occupied, Forked };
 
 pub const Source = struct {
     watch: core.Watch = .{},
@@ -40,7 +38,7 @@ pub const Source = struct {
         self.update(loop, interest) catch |err| return raise.fromCore(err);
     }
 
-    fn update(self: *Source, loop: *LoopFields, interest: Interest) UpdateError!void {
+    fn update(self: *Source, loop: *LoopFields, interest: Interest) core.WatchError!void {
         const was_armed = !self.watch.armed.isNone();
         var result = loop.core.watch(&self.watch, interest);
         if (result == error.Occupied) {

@@ -73,7 +73,7 @@ pub fn forceClose(self: *Fields, exception: ?*Object) py.Error!void {
     self.source.disarm(self.loop, .none);
     const dropped_size = self.queue.size;
     self.queue.clear(&self.loop.write_pool, loop_type.gpa);
-    if (dropped_size >= core.sys.trim_size_min) core.sys.trimHeap();
+    core.sys.trimAfterFreeing(dropped_size);
     try queueLost(self, exception);
 }
 

@@ -43,8 +43,7 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
     }
     if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call write() after write_eof()");
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to write; sendfile is in progress");
-    if (try sendMutable(self, data)) return py.newNone();
-    const bytes = try transport.immutable(data);
+    const bytes = if (py.isExact(data, &c.PyBytes_Type)) py.newRef(data) else try sendOrCopy(self, data) orelse return py.newNone();
     defer py.decref(bytes);
     if (py.bytesOf(bytes).len == 0 or try isLost(self)) return py.newNone();
     if (self.loop.core.isForked()) dropParents(self);
@@ -57,21 +56,18 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
 /// asyncio sends everything.
 const mutable_direct_from = 16 * 1024;
 
-/// Whether the data was large, mutable, and could go at once: the kernel has it, or a copy of its rest is queued.
-fn sendMutable(self: *Fields, data: *Object) py.Error!bool {
-    if (py.isExact(data, &c.PyBytes_Type) or self.conn_lost > 0 or !self.queue.isEmpty()) return false;
+/// Null if the data could go at once: the kernel has it, or a copy of its rest is queued.
+fn sendOrCopy(self: *Fields, data: *Object) py.Error!?*Object {
     var view: c.Py_buffer = undefined;
-    if (c.PyObject_GetBuffer(data, &view, c.PyBUF_SIMPLE) < 0) {
-        c.PyErr_Clear();
-        return false;
-    }
+    try py.checkInt(c.PyObject_GetBuffer(data, &view, c.PyBUF_FULL_RO));
     defer c.PyBuffer_Release(&view);
     // A buffer can be the program's own code, which can have written to the transport or ended it.
-    if (view.len < mutable_direct_from or self.conn_lost > 0 or !self.queue.isEmpty()) return false;
-    const start = view.buf.?;
+    const sends = view.len >= mutable_direct_from and self.conn_lost == 0 and self.queue.isEmpty();
+    if (!sends or c.PyBuffer_IsContiguous(&view, 'C') == 0) return try transport.copyOfView(&view);
+    const start: [*]const u8 = @ptrCast(view.buf.?);
     try sendBorrowed(self, start[0..@intCast(view.len)]);
     try maybePause(self);
-    return true;
+    return null;
 }
 
 fn writelines(object: *Object, list: *Object) py.Error!*Object {

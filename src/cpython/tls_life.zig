@@ -414,7 +414,7 @@ fn connectionLost(object: *Object, reason: *Object) py.Error!*Object {
     self.phase = .unwrapped;
     const dropped_size = self.backlog.size;
     self.backlog.clear(&self.loop.write_pool, loop_type.gpa);
-    if (dropped_size >= core.sys.trim_size_min) core.sys.trimHeap();
+    core.sys.trimAfterFreeing(dropped_size);
     tls_write.dropOutput(self);
     if (!self.receiving) self.stash.clearAndFree(loop_type.gpa);
     const protocol = self.protocol;

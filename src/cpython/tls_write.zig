@@ -1,5 +1,5 @@
 //! Writing: plaintext is encrypted as it is written, into `channel.out`, which leaves in one send
-//! when the running callback returns. What there is no room for waits as plaintext, uncopied.
+//! by the end of the turn. What there is no room for waits as plaintext, uncopied.
 //!
 //! The limits count the whole stack: plaintext, ciphertext and what the stream below has queued.
 
@@ -142,7 +142,7 @@ pub fn encryptBacklog(self: *Fields) py.Error!void {
     }
 }
 
-/// Has `channel.out` sent: when the running callback returns, or now.
+/// Has `channel.out` sent: by the end of the turn, or now.
 pub fn scheduleSend(self: *Fields) py.Error!void {
     if (self.channel.out.items.len == 0) return;
     const below = self.below() orelse return dropOutput(self);

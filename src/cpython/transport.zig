@@ -120,9 +120,14 @@ pub fn immutable(data: *Object) py.Error!*Object {
     var view: c.Py_buffer = undefined;
     try py.checkInt(c.PyObject_GetBuffer(data, &view, c.PyBUF_FULL_RO));
     defer c.PyBuffer_Release(&view);
+    return copyOfView(&view);
+}
+
+/// A bytes object.
+pub fn copyOfView(view: *const c.Py_buffer) py.Error!*Object {
     const copy = try py.check(c.PyBytes_FromStringAndSize(null, view.len));
     errdefer py.decref(copy);
-    try py.checkInt(c.PyBuffer_ToContiguous(py.bytesOf(copy).ptr, &view, view.len, 'C'));
+    try py.checkInt(c.PyBuffer_ToContiguous(py.bytesOf(copy).ptr, view, view.len, 'C'));
     return copy;
 }
 
