@@ -1,6 +1,5 @@
 //! Arguments of methods called by vectorcall, with CPython's error messages.
 
-const std = @import("std");
 const c = @import("c.zig");
 const py = @import("py.zig");
 
@@ -25,7 +24,24 @@ pub fn parse(
         });
     }
     for (positional, 0..) |value, i| slots[i] = value;
-    for (0..keyword_count) |k| {
+    try fillNamed(function, parameters, &slots, argv[positional.len..], names);
+    inline for (parameters[0..options.required], 0..) |parameter, i| {
+        if (slots[i] == null) {
+            return py.raise(c.PyExc_TypeError, function ++ "() missing required argument: '" ++ parameter ++ "'");
+        }
+    }
+    return slots;
+}
+
+/// `values` are those of `names`, in its order.
+fn fillNamed(
+    comptime function: [:0]const u8,
+    comptime parameters: []const [:0]const u8,
+    slots: *[parameters.len]?*Object,
+    values: []const *Object,
+    names: ?*Object,
+) py.Error!void {
+    for (values, 0..) |value, k| {
         const name = py.tupleItemBorrowed(names.?, k);
         const index = inline for (parameters, 0..) |parameter, i| {
             if (c.PyUnicode_CompareWithASCIIString(name, parameter) == 0) break i;
@@ -33,14 +49,8 @@ pub fn parse(
         if (slots[index] != null) {
             return py.raiseFormat(c.PyExc_TypeError, function ++ "() got multiple values for argument '%U'", .{name});
         }
-        slots[index] = argv[positional.len + k];
+        slots[index] = value;
     }
-    inline for (parameters[0..options.required], 0..) |parameter, i| {
-        if (slots[i] == null) {
-            return py.raise(c.PyExc_TypeError, function ++ "() missing required argument: '" ++ parameter ++ "'");
-        }
-    }
-    return slots;
 }
 
 /// `None` and "not given" are the same for most asyncio parameters.
@@ -84,7 +94,8 @@ pub const Callback = struct {
         argv: []const *Object,
         names: ?*Object,
     ) py.Error!Callback {
-        const parameters = (if (leading_name) |name| .{name} else .{}) ++ .{ @as([:0]const u8, "callback"), @as([:0]const u8, "context") };
+        const leading: []const [:0]const u8 = if (leading_name) |name| &.{name} else &.{};
+        const parameters = leading ++ .{ "callback", "context" };
         const leading_count = parameters.len - 2;
         const name_count = if (names) |n| py.tupleSize(n) else 0;
         const positional = argv[0 .. argv.len - name_count];
@@ -92,16 +103,7 @@ pub const Callback = struct {
         inline for (0..leading_count + 1) |i| {
             if (i < positional.len) slots[i] = positional[i];
         }
-        for (0..name_count) |k| {
-            const name = py.tupleItemBorrowed(names.?, k);
-            const index = inline for (parameters, 0..) |parameter, i| {
-                if (c.PyUnicode_CompareWithASCIIString(name, parameter) == 0) break i;
-            } else return py.raiseFormat(c.PyExc_TypeError, function ++ "() got an unexpected keyword argument '%U'", .{name});
-            if (slots[index] != null) {
-                return py.raiseFormat(c.PyExc_TypeError, function ++ "() got multiple values for argument '%U'", .{name});
-            }
-            slots[index] = argv[positional.len + k];
-        }
+        try fillNamed(function, parameters, &slots, argv[positional.len..], names);
         inline for (0..leading_count + 1) |i| {
             if (slots[i] == null) {
                 return py.raise(c.PyExc_TypeError, function ++ "() missing 1 required positional argument: '" ++ parameters[i] ++ "'");

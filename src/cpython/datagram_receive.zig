@@ -3,7 +3,6 @@
 //! A protocol that closes the transport in the middle of a batch hears no more of it; one that
 //! pauses reading gets the rest when it resumes.
 
-const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -77,30 +76,12 @@ fn shared(loop: *loop_type.Fields) py.Error!*Shared {
 
 /// The descriptor is readable. Runs in the transport's context.
 pub fn ready(self: *Fields) py.Error!void {
-    const context = py.newRef(self.context.?);
-    defer py.decref(context);
-    try py.checkInt(c.PyContext_Enter(context));
-    const result = receive(self);
-    if (result) |_| {
-        try py.checkInt(c.PyContext_Exit(context));
-    } else |err| {
-        const saved: py.Saved = .save();
-        _ = c.PyContext_Exit(context);
-        saved.restore();
-        return err;
-    }
+    return py.inContext(self.context.?, receive, .{self});
 }
 
 /// For what is left of a batch, once the transport reads again.
 pub fn deliverHeld(self: *Fields) py.Error!void {
-    const context = py.newRef(self.context.?);
-    defer py.decref(context);
-    try py.checkInt(c.PyContext_Enter(context));
-    const result = takeHeld(self);
-    const saved: py.Saved = .save();
-    _ = c.PyContext_Exit(context);
-    saved.restore();
-    return result;
+    return py.inContext(self.context.?, takeHeld, .{self});
 }
 
 fn receive(self: *Fields) py.Error!void {

@@ -186,14 +186,7 @@ fn attemptByMethod(self: *Fields, data: *Object, to: ?*Object) Attempt {
 
 /// The kernel has room again. Runs in the transport's context.
 pub fn ready(self: *Fields) py.Error!void {
-    const context = py.newRef(self.context.?);
-    defer py.decref(context);
-    try py.checkInt(c.PyContext_Enter(context));
-    const result = drain(self);
-    const saved: py.Saved = .save();
-    _ = c.PyContext_Exit(context);
-    saved.restore();
-    try result;
+    try py.inContext(self.context.?, drain, .{self});
     try finish(self);
 }
 

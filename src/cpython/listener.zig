@@ -136,14 +136,7 @@ fn isWildcard(own: *const core.sys.Address) bool {
 
 fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
-    const context = py.newRef(self.context.?);
-    defer py.decref(context);
-    try py.checkInt(c.PyContext_Enter(context));
-    const result = acceptBatch(self);
-    const saved: py.Saved = .save();
-    _ = c.PyContext_Exit(context);
-    saved.restore();
-    return result;
+    return py.inContext(self.context.?, acceptBatch, .{self});
 }
 
 fn acceptBatch(self: *Fields) py.Error!void {

@@ -81,19 +81,10 @@ fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
 fn deliver(self: *Fields, data: *Object) py.Error!void {
     const protocol = py.newRef(self.protocol.?);
     defer py.decref(protocol);
-    const context = py.newRef(self.context.?);
-    defer py.decref(context);
-    try py.checkInt(c.PyContext_Enter(context));
-    const result = received(self, protocol, data);
-    if (result) |_| {
-        return py.checkInt(c.PyContext_Exit(context));
-    } else |err| {
-        const saved: py.Saved = .save();
-        _ = c.PyContext_Exit(context);
-        saved.restore();
+    py.inContext(self.context.?, received, .{ self, protocol, data }) catch |err| {
         if (py.isExit()) return err;
-    }
-    try transport.methodFailed(self, protocol, .data_received, .{data});
+        try transport.methodFailed(self, protocol, .data_received, .{data});
+    };
 }
 
 fn received(self: *Fields, protocol: *Object, data: *Object) py.Error!void {

@@ -215,6 +215,20 @@ pub const Saved = struct {
     }
 };
 
+/// Calls `function` with `context` entered. An exception that it raises stays set.
+pub inline fn inContext(given: *Object, comptime function: anytype, arguments: anytype) Error!void {
+    const context = newRef(given);
+    defer decref(context);
+    try checkInt(c.PyContext_Enter(context));
+    @call(.auto, function, arguments) catch |err| {
+        const saved: Saved = .save();
+        _ = c.PyContext_Exit(context);
+        saved.restore();
+        return err;
+    };
+    return checkInt(c.PyContext_Exit(context));
+}
+
 pub fn newBytes(bytes: []const u8) Error!*Object {
     return check(c.PyBytes_FromStringAndSize(bytes.ptr, @intCast(bytes.len)));
 }

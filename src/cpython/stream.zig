@@ -9,7 +9,6 @@
 //!
 //! Everything here belongs to the loop's thread.
 
-const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");

@@ -1,6 +1,5 @@
 //! The beginning and the end of a stream: connection_made, closing, errors, connection_lost.
 
-const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");

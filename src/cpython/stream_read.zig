@@ -2,7 +2,6 @@
 //!
 //! How much is read, and into what, is `read_bytes.zig`'s business.
 
-const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -44,25 +43,18 @@ pub fn deliveryFor(state: *State, protocol: *Object) py.Error!Delivery {
 
 /// The descriptor is readable. Runs in the transport's context.
 pub fn ready(self: *Fields) py.Error!void {
-    const context = py.newRef(self.context.?);
-    defer py.decref(context);
+    return py.inContext(self.context.?, read, .{self});
+}
+
+fn read(self: *Fields) py.Error!void {
     const protocol = py.newRef(self.protocol.?);
     defer py.decref(protocol);
-    try py.checkInt(c.PyContext_Enter(context));
-    const result = switch (self.delivery) {
+    return switch (self.delivery) {
         .data => readData(self, protocol),
         .buffered => readBuffered(self, protocol),
         .reader => readIntoReader(self, protocol),
         .tls => readTls(self, protocol),
     };
-    if (result) |_| {
-        try py.checkInt(c.PyContext_Exit(context));
-    } else |err| {
-        const saved: py.Saved = .save();
-        _ = c.PyContext_Exit(context);
-        saved.restore();
-        return err;
-    }
 }
 
 fn readData(self: *Fields, protocol: *Object) py.Error!void {

@@ -74,36 +74,11 @@ fn writelines(object: *Object, list: *Object) py.Error!*Object {
     const self = stream.of(object);
     if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call writelines() after write_eof()");
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to writelines; sendfile is in progress");
-    // All pieces are taken before any is queued: a bad one leaves nothing half written.
-    var pieces: std.ArrayList(*Object) = .empty;
-    defer pieces.deinit(gpa);
-    var queued: usize = 0;
-    errdefer for (pieces.items[queued..]) |piece| py.decref(piece);
-    const iterator = try py.check(c.PyObject_GetIter(list));
-    defer py.decref(iterator);
-    while (c.PyIter_Next(iterator)) |item| {
-        defer py.decref(item);
-        const bytes = try transport.immutable(item);
-        if (py.bytesOf(bytes).len == 0) {
-            py.decref(bytes);
-            continue;
-        }
-        pieces.append(gpa, bytes) catch {
-            py.decref(bytes);
-            return py.noMemory();
-        };
-    }
-    if (c.PyErr_Occurred() != null) return error.Python;
-    if (pieces.items.len == 0) return py.newNone();
-    if (try isLost(self)) {
-        for (pieces.items) |piece| py.decref(piece);
-        return py.newNone();
-    }
+    var pieces: transport.Pieces = try .take(list, gpa);
+    defer pieces.deinit();
+    if (pieces.list.items.len == 0 or try isLost(self)) return py.newNone();
     if (self.loop.core.isForked()) dropParents(self);
-    for (pieces.items) |piece| {
-        queued += 1;
-        try push(self, piece);
-    }
+    for (pieces.list.items) |piece| try push(self, py.newRef(piece));
     try written(self);
     return py.newNone();
 }

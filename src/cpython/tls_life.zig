@@ -8,7 +8,6 @@
 //!   not read is cut off;
 //! - `connection_lost` follows a failed `start_tls` exactly once.
 
-const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");

@@ -3,7 +3,6 @@
 //!
 //! The limits count the whole stack: plaintext, ciphertext and what the stream below has queued.
 
-const std = @import("std");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
@@ -42,29 +41,10 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
 
 fn writelines(object: *Object, list: *Object) py.Error!*Object {
     const self = tls.of(object);
-    // All pieces are taken before any is encrypted: a bad one leaves nothing half written.
-    var pieces: std.ArrayList(*Object) = .empty;
-    defer {
-        for (pieces.items) |piece| py.decref(piece);
-        pieces.deinit(gpa);
-    }
-    const iterator = try py.check(c.PyObject_GetIter(list));
-    defer py.decref(iterator);
-    while (c.PyIter_Next(iterator)) |item| {
-        defer py.decref(item);
-        const bytes = try transport.immutable(item);
-        if (py.bytesOf(bytes).len == 0) {
-            py.decref(bytes);
-            continue;
-        }
-        pieces.append(gpa, bytes) catch {
-            py.decref(bytes);
-            return py.noMemory();
-        };
-    }
-    if (c.PyErr_Occurred() != null) return error.Python;
-    if (pieces.items.len == 0 or try isOver(self)) return py.newNone();
-    for (pieces.items) |piece| try writeBytes(self, piece);
+    var pieces: transport.Pieces = try .take(list, gpa);
+    defer pieces.deinit();
+    if (pieces.list.items.len == 0 or try isOver(self)) return py.newNone();
+    for (pieces.list.items) |piece| try writeBytes(self, piece);
     try written(self);
     return py.newNone();
 }

@@ -55,20 +55,15 @@ pub fn start(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py
 /// Calls a protocol method in the transport's context; false if it raised, with the exception set.
 /// Exceptions that must leave the loop come back as the error.
 pub fn enteredCall(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
-    const context = py.newRef(self.context.?);
-    defer py.decref(context);
     const held = py.newRef(protocol);
     defer py.decref(held);
-    try py.checkInt(c.PyContext_Enter(context));
-    const result = py.callMethod(held, self.loop.state.name(method), arguments);
-    if (result) |value| py.decref(value) else |_| {
-        const saved: py.Saved = .save();
-        _ = c.PyContext_Exit(context);
-        saved.restore();
-        return if (py.isExit()) error.Python else false;
-    }
-    try py.checkInt(c.PyContext_Exit(context));
+    py.inContext(self.context.?, callForNothing, .{ held, self.loop.state.name(method), arguments }) catch |err|
+        return if (py.isExit()) err else false;
     return true;
+}
+
+fn callForNothing(object: *Object, name: *Object, arguments: anytype) py.Error!void {
+    py.decref(try py.callMethod(object, name, arguments));
 }
 
 /// As `enteredCall`, with asyncio's report of an exception in a callback.
@@ -130,6 +125,33 @@ pub fn copyOfView(view: *const c.Py_buffer) py.Error!*Object {
     try py.checkInt(c.PyBuffer_ToContiguous(py.bytesOf(copy).ptr, view, view.len, 'C'));
     return copy;
 }
+
+/// What `writelines()` was given: bytes objects that are not empty. Owns a reference to each.
+pub const Pieces = struct {
+    list: std.ArrayList(*Object) = .empty,
+    gpa: std.mem.Allocator,
+
+    /// All pieces are taken before any is written: a bad one leaves nothing half written.
+    pub fn take(given: *Object, gpa: std.mem.Allocator) py.Error!Pieces {
+        var self: Pieces = .{ .gpa = gpa };
+        errdefer self.deinit();
+        const iterator = try py.check(c.PyObject_GetIter(given));
+        defer py.decref(iterator);
+        while (c.PyIter_Next(iterator)) |item| {
+            defer py.decref(item);
+            self.list.ensureUnusedCapacity(gpa, 1) catch return py.noMemory();
+            const bytes = try immutable(item);
+            if (py.bytesOf(bytes).len > 0) self.list.appendAssumeCapacity(bytes) else py.decref(bytes);
+        }
+        if (c.PyErr_Occurred() != null) return error.Python;
+        return self;
+    }
+
+    pub fn deinit(self: *Pieces) void {
+        for (self.list.items) |piece| py.decref(piece);
+        self.list.deinit(self.gpa);
+    }
+};
 
 /// asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES.
 const lost_writes_warned_from = 5;
