@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -131,6 +133,10 @@ def test_close_races_with_callers_without_losing_the_error(loop_factory: LoopFac
         loop.close()
         thread.join(PATIENCE_S)
         assert refused.is_set()
+        gone = weakref.ref(loop)
+        del loop, feed, thread
+        gc.collect()
+        assert gone() is None
 
 
 def test_run_coroutine_threadsafe(run):

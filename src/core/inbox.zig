@@ -7,6 +7,8 @@
 const std = @import("std");
 const Allocator = std.mem.Allocator;
 
+pub const PushError = Allocator.Error || error{Closed};
+
 pub fn Inbox(comptime T: type) type {
     return struct {
         const Self = @This();
@@ -18,6 +20,8 @@ pub fn Inbox(comptime T: type) type {
         /// loop each write their own flag and then read the other's, which only holds in one order for all
         /// (`seq_cst`).
         count_hint: std.atomic.Value(usize) = .init(0),
+        /// Nobody empties it any more.
+        closed: bool = false,
 
         /// A burst's memory is given back above this many slots.
         const capacity_kept_max = 4096;
@@ -28,11 +32,19 @@ pub fn Inbox(comptime T: type) type {
         }
 
         /// Any thread.
-        pub fn push(self: *Self, gpa: Allocator, item: T) Allocator.Error!void {
+        pub fn push(self: *Self, gpa: Allocator, item: T) PushError!void {
             self.lock();
             defer self.unlock();
+            if (self.closed) return error.Closed;
             try self.items.append(gpa, item);
             self.count_hint.store(self.items.items.len, .seq_cst);
+        }
+
+        /// The loop's thread: from now on `push` refuses. What is in it can still be taken.
+        pub fn close(self: *Self) void {
+            self.lock();
+            defer self.unlock();
+            self.closed = true;
         }
 
         /// Any thread.
@@ -98,4 +110,19 @@ test "nothing is lost or reordered between four threads and the loop" {
     }
     for (threads) |thread| thread.join();
     try std.testing.expect(shared.inbox.isEmptyHint());
+}
+
+test "a closed inbox refuses, and gives what it has" {
+    const Fifo = @import("fifo.zig").Fifo;
+    const gpa = std.testing.allocator;
+    var inbox: Inbox(u32) = .{};
+    defer inbox.deinit(gpa);
+    try inbox.push(gpa, 1);
+    inbox.close();
+    try std.testing.expectError(error.Closed, inbox.push(gpa, 2));
+    var fifo: Fifo(u32) = .empty;
+    defer fifo.deinit(gpa);
+    try inbox.drainInto(gpa, &fifo);
+    try std.testing.expectEqual(@as(?u32, 1), fifo.pop());
+    try std.testing.expectEqual(@as(?u32, null), fifo.pop());
 }

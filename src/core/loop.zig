@@ -14,6 +14,7 @@ const process = @import("process.zig");
 const reactor_ = @import("reactor.zig");
 const Fifo = @import("fifo.zig").Fifo;
 const Inbox = @import("inbox.zig").Inbox;
+const PushError = @import("inbox.zig").PushError;
 const TimerHeap = @import("timers.zig").TimerHeap;
 const Timer = @import("timers.zig").Timer;
 const Watch = @import("watch.zig").Watch;
@@ -124,7 +125,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         }
 
         /// Any thread. At most one wake-up per batch: the first to post after the loop went to wait.
-        pub fn postThreadsafe(self: *Self, work: Work) Allocator.Error!void {
+        pub fn postThreadsafe(self: *Self, work: Work) PushError!void {
             try self.inbox.push(self.gpa, work);
             self.wake();
         }

@@ -10,6 +10,7 @@ pub const reactor = @import("reactor.zig");
 
 pub const Fifo = @import("fifo.zig").Fifo;
 pub const Inbox = @import("inbox.zig").Inbox;
+pub const PushError = @import("inbox.zig").PushError;
 pub const Loop = @import("loop.zig").Loop;
 pub const Timer = @import("timers.zig").Timer;
 pub const TimerHeap = @import("timers.zig").TimerHeap;

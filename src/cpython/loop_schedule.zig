@@ -1,6 +1,5 @@
 //! Scheduling: call_soon, call_soon_threadsafe, call_later, call_at.
 
-const std = @import("std");
 const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
@@ -46,7 +45,7 @@ inline fn callNextTurn(object: *Object, argv: []const *Object, names: ?*Object, 
 
 /// With a GIL whoever holds it may touch the queue, which the loop leaves alone while it waits.
 /// Without one other threads hand over by way of the inbox.
-inline fn postFromAnyThread(loop: *LoopFields, scheduled: *Object) std.mem.Allocator.Error!void {
+inline fn postFromAnyThread(loop: *LoopFields, scheduled: *Object) core.PushError!void {
     if (comptime config.gil_disabled) {
         const own_thread = loop.thread_id != 0 and loop.thread_id == c.PyThread_get_thread_ident();
         if (!own_thread) return loop.core.postThreadsafe(.ofHandle(scheduled));

@@ -191,7 +191,7 @@ pub const Fields = struct {
     }
 
     pub fn checkClosed(self: *const Fields) py.Error!void {
-        if (self.closed) return py.raise(c.PyExc_RuntimeError, "Event loop is closed");
+        if (self.closed) return raise.fromCore(error.Closed);
         if (self.core.isForked()) return raise.fromCore(error.Forked);
     }
 
@@ -248,6 +248,8 @@ pub const Fields = struct {
     fn release(self: *Fields) void {
         // In a child no thread is left that could hold the lock.
         if (self.core.isForked()) self.core.inbox.mutex = .unlocked;
+        // Other threads may be past their look at `closed`.
+        if (self.closed) self.core.inbox.close();
         self.core.inbox.drainInto(gpa, &self.core.ready) catch {};
         while (self.core.ready.pop()) |work| {
             switch (work.kind()) {

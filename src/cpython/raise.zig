@@ -22,9 +22,11 @@ pub fn fromCore(err: anyerror) py.Error {
         error.ProcessFdQuotaExceeded => errno(.MFILE),
         error.SystemFdQuotaExceeded => errno(.NFILE),
         error.Occupied => errno(.EXIST),
+        error.Closed => py.raise(c.PyExc_RuntimeError, closed_message),
         error.Forked => py.raise(c.PyExc_RuntimeError, forked_message),
         else => py.raiseFormat(c.PyExc_OSError, "event loop: unexpected system error (%s)", .{@errorName(err).ptr}),
     };
 }
 
+pub const closed_message = "Event loop is closed";
 pub const forked_message = "this event loop belongs to the parent process: a fork()ed child must make a new one";
