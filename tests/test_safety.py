@@ -61,6 +61,41 @@ def test_a_value_that_cancels_the_next_handle_when_it_goes(loop: asyncio.Abstrac
     assert said == ["gone"]
 
 
+@pytest.mark.only_zloop("asyncio's own slots are used by their names")
+@pytest.mark.parametrize("count", [0, 3, 4])
+@pytest.mark.parametrize(
+    "slot", sorted({*asyncio.Handle.__slots__, *asyncio.TimerHandle.__slots__} - {"__weakref__"})
+)
+def test_a_slot_of_the_base_that_is_written_to(
+    loop: asyncio.AbstractEventLoop, slot: str, count: int
+) -> None:
+    """Around the names, which the engine has for itself, by the descriptors of asyncio's classes."""
+    descriptor = vars(asyncio.Handle).get(slot) or vars(asyncio.TimerHandle)[slot]
+    ran: list[int] = []
+    loop.set_exception_handler(lambda loop, context: None)
+    handles: list[asyncio.Handle] = []
+    for _ in range(2):
+        handles.append(loop.call_soon(max, *range(count)))
+        handles.append(loop.call_soon_threadsafe(max, *range(count)))
+        handles.append(loop.call_later(0, max, *range(count)))
+    for handle in handles:
+        if isinstance(handle, descriptor.__objclass__):
+            descriptor.__set__(handle, object())
+        # What is not a text, a callback or a traceback is not shown as one.
+        with contextlib.suppress(TypeError):
+            repr(handle)
+    for handle in handles[:3]:
+        handle.cancel()
+    for _ in range(20):
+        loop.call_soon(loop.stop)
+        with contextlib.suppress(TypeError):
+            loop.run_forever()
+    loop.call_soon(ran.append, 1)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert ran == [1]
+
+
 @pytest.mark.only_zloop("asyncio's handles share no context")
 def test_a_value_that_asks_for_the_context_it_goes_with(loop: asyncio.AbstractEventLoop) -> None:
     if not hasattr(asyncio.Handle, "get_context"):

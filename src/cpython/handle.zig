@@ -48,24 +48,24 @@ inline fn weakrefs(object: *Object) ?*anyopaque {
     return @as(*?*anyopaque, @ptrFromInt(address)).*;
 }
 
-const args_inline_max = 2;
+const args_inline_max = 3;
 
 /// Begins right behind the object header, in the place of the base's slots, whose names all lead here:
 /// the slots hold objects, as these fields do, and stand empty otherwise. A third less memory for each.
-/// A program that goes around the names, by the base's own descriptors, can put any object here or
-/// none: all but `loop_object` are looked at with that in mind.
+/// A program that goes around the names, by the base's own descriptors, can put any object there or
+/// none: what lies in a slot is looked at with that in mind.
 pub const Fields = extern struct {
     callback: ?*Object,
     context: ?*Object,
     /// Inline arguments, or in the first place a tuple of all if there are more than fit.
     args: [args_inline_max]?*Object,
-    /// A strong reference.
-    loop_object: *Object,
     /// Debug mode: where the handle was made, and what it looked like before it was cancelled.
     source_traceback: ?*Object,
     repr: ?*Object,
     /// The rest of the larger base: its weak references before 3.12, and TimerHandle's own slots.
     base_rest: [base_size - @sizeOf(c.PyObject) - 7 * 8]u8,
+    /// A strong reference.
+    loop_object: *Object,
     args_count: u32,
     cancelled: bool,
     kind: Kind,
@@ -105,7 +105,7 @@ pub const timerOf = TimerLayout.of;
 
 comptime {
     // Nothing of ours but objects lies where the base has slots.
-    std.debug.assert(Layout.offset + @offsetOf(Fields, "args_count") >= base_size);
+    std.debug.assert(Layout.offset + @offsetOf(Fields, "loop_object") >= base_size);
     std.debug.assert(Layout.offset + @offsetOf(Fields, "base_rest") == @sizeOf(c.PyObject) + 7 * 8);
 }
 
