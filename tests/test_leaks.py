@@ -24,6 +24,7 @@ from harness import (
     settled_fds,
     tcp_sockets,
     turns,
+    until,
     within,
 )
 from harness import (
@@ -262,6 +263,25 @@ def test_memory_of_a_burst_comes_back(run, loop_name):
             # asyncio leaves it to the allocator when freed memory goes back, and glibc may keep it.
             if not loop_name.startswith("asyncio:"):
                 assert rss_bytes() - before < 40 << 20
+
+    run(main())
+
+
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="free-threaded builds do not count blocks"
+)
+@pytest.mark.parametrize("method", ["call_soon", "call_soon_threadsafe", "call_later"])
+def test_handles_of_a_burst_are_given_back(run, method):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        schedule = getattr(loop, method)
+        arguments = [0, int] if method == "call_later" else [int]
+        for _ in range(2):
+            before = sys.getallocatedblocks()
+            for _ in range(50_000):
+                schedule(*arguments)
+            await turns(3)
+            await until(lambda before=before: sys.getallocatedblocks() - before < 2_000)
 
     run(main())
 

@@ -55,6 +55,7 @@ const stale_polls_max = 4;
 ///   timeNs(*Host) Error!u64               now, by the clock that timers go by
 ///   beforeWait/afterWait                  around a wait, which runs without the host's lock
 ///   idle(*Host) void                      nothing is queued: what is kept for a busy loop can go; may queue work
+///   patienceNs(*Host) ?u64                how long to wait at most, then to be `idle` once more
 ///   interrupted(*Host) Error!void         a signal ended the wait
 pub fn Loop(comptime Host: type) type {
     return LoopOver(Host, reactor_.Reactor);
@@ -200,7 +201,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             var events: [event_count_max]Event = undefined;
             self.waiting.store(true, .seq_cst);
             // A post that came before the flag was up did not wake us: look again now that it is.
-            const wait_ns: ?u64 = if (self.inbox.isEmptyHint()) timeout_ns else 0;
+            const wait_ns: ?u64 = if (self.inbox.isEmptyHint()) patient(host, timeout_ns) else 0;
             host.beforeWait();
             const result = reactor.wait(&events, wait_ns);
             host.afterWait();
@@ -230,6 +231,13 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             }
             self.stale_polls = if (has_stale) self.stale_polls + 1 else 0;
             if (self.stale_polls == stale_polls_max) self.renew(reactor);
+        }
+
+        /// A host that has something to give back if nothing happens waits no longer than that.
+        fn patient(host: *Host, timeout_ns: ?u64) ?u64 {
+            if (timeout_ns == 0) return 0;
+            const patience_ns = host.patienceNs() orelse return timeout_ns;
+            return @min(timeout_ns orelse patience_ns, patience_ns);
         }
 
         /// Out of resources, it is tried again after as many polls.
@@ -282,6 +290,10 @@ const TestHost = struct {
     }
 
     fn idle(_: *TestHost) void {}
+
+    fn patienceNs(_: *TestHost) ?u64 {
+        return null;
+    }
 
     fn turnDone(_: *TestHost) Error!void {}
 

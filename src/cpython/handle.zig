@@ -2,7 +2,7 @@
 //!
 //! They extend asyncio's classes of the same name and share one layout, in the place of the slots of
 //! their bases. Callback arguments lie in the object itself, where vectorcall can
-//! take them; more than `args_inline_max` go into a tuple. Freed handles wait on a list of their
+//! take them; more than `args_inline_max` go into a tuple. Freed handles wait in a pool of their
 //! loop, so the common case allocates nothing.
 //!
 //! Ownership: a handle holds its callback, arguments and context only while it is scheduled, and
@@ -121,40 +121,13 @@ pub const Kind = enum(u8) {
 
 pub const threadsafe_kind: Kind = if (exclusion.enabled) .threadsafe else .soon;
 
-/// Freed handles of one type, linked through their callback field.
-pub const FreeList = struct {
-    first: ?*Object = null,
-    count: u32 = 0,
-
-    const count_max = 512;
-
-    inline fn pop(self: *FreeList) ?*Object {
-        const object = self.first orelse return null;
-        self.first = of(object).callback;
-        self.count -= 1;
-        return object;
-    }
-
-    inline fn push(self: *FreeList, object: *Object) bool {
-        if (self.count >= count_max) return false;
-        of(object).callback = self.first;
-        self.first = object;
-        self.count += 1;
-        return true;
-    }
-
-    pub fn deinit(self: *FreeList) void {
-        while (self.pop()) |object| free(object);
-    }
-};
-
 /// A new handle. `context` null means a copy of the current one.
 pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callback) py.Error!*Object {
     const context: contexts.Copy = if (parsed.context) |given|
         .{ .context = py.newRef(given), .is_shared = false }
     else
         try contexts.copyCurrent(&loop.contexts);
-    const recycled = if (comptime py.can_recycle) loop.free_handles.getPtr(kind).pop() else null;
+    const recycled = if (comptime py.can_recycle) loop.handle_pool.take(kind) else null;
     const object = recycled orelse allocate(loop, kind) catch |err| {
         py.decref(context.context);
         return err;
@@ -226,7 +199,7 @@ fn allocate(loop: *LoopFields, comptime kind: Kind) py.Error!*Object {
     return object;
 }
 
-fn free(object: *Object) void {
+pub fn free(object: *Object) void {
     const t: *Object = @ptrCast(py.typeOf(object));
     if (comptime py.can_recycle) {
         const bytes: [*]u8 = @ptrCast(object);
@@ -375,9 +348,9 @@ fn dealloc(object: *Object) callconv(.c) void {
     const loop = self.loop();
     const kind = self.kind;
     if (kind == .timer) py.clear(&timerOf(object).when_object);
-    const recycled = if (comptime py.can_recycle) loop.free_handles.getPtr(kind).push(object) else false;
+    const recycled = if (comptime py.can_recycle) loop.handle_pool.put(object) else false;
     if (!recycled) free(object);
-    // Last: this can be the loop's end, which empties the list the handle now waits on.
+    // Last: this can be the loop's end, which empties the pool the handle now waits on.
     py.decref(loop.object());
 }
 

@@ -13,6 +13,7 @@ const datagram_receive = @import("datagram_receive.zig");
 const debug = @import("debug.zig");
 const handle = @import("handle.zig");
 const handle_context = @import("handle_context.zig");
+const handle_pool = @import("handle_pool.zig");
 const heap_type = @import("heap_type.zig");
 const loop_tasks = @import("loop_tasks.zig");
 const loop_time = @import("loop_time.zig");
@@ -47,7 +48,7 @@ pub const Fields = struct {
     task_factory: ?*Object = null,
     task_keywords: loop_tasks.Keywords = .{},
     contexts: handle_context.Shared,
-    free_handles: std.EnumArray(handle.Kind, handle.FreeList) = .initFill(.{}),
+    handle_pool: handle_pool.Pool = .{},
     /// Transports with bytes written during this turn, to be sent by its end.
     /// Each element holds a reference.
     dirty: core.Fifo(*Source) = .empty,
@@ -87,6 +88,11 @@ pub const Fields = struct {
 
     pub inline fn idle(self: *Fields) void {
         self.contexts.drop();
+        self.handle_pool.idle(self.core.polled_ns);
+    }
+
+    pub inline fn patienceNs(self: *const Fields) ?u64 {
+        return self.handle_pool.patienceNs();
     }
 
     pub fn beforeWait(self: *Fields) void {
@@ -95,6 +101,7 @@ pub const Fields = struct {
 
     pub fn afterWait(self: *Fields) void {
         c.PyEval_RestoreThread(self.thread_state.?);
+        self.handle_pool.waited();
     }
 
     pub inline fn timeNs(self: *Fields) py.Error!u64 {
@@ -314,7 +321,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     self.dirty.deinit(gpa);
     self.write_pool.deinit(gpa);
     self.freeBuffers();
-    for (&self.free_handles.values) |*list| list.deinit();
+    self.handle_pool.empty();
     const module = self.module;
     c.PyObject_GC_Del(object);
     py.decref(t);
@@ -368,6 +375,7 @@ fn releaseMethod(object: *Object) py.Error!*Object {
     const self = of(object);
     self.release();
     self.core.closeReactor();
+    self.handle_pool.empty();
     self.freeBuffers();
     return py.newNone();
 }

@@ -60,6 +60,9 @@ fn Scenarios(comptime Reactor: type) type {
             }
 
             pub fn idle(_: *Host) void {}
+            pub fn patienceNs(_: *Host) ?u64 {
+                return null;
+            }
             pub fn turnDone(_: *Host) Error!void {}
             pub fn beforeWait(_: *Host) void {}
             pub fn afterWait(_: *Host) void {}
