@@ -246,6 +246,43 @@ def test_a_socket_as_a_pipe(run):
     run(main())
 
 
+@pytest.mark.parametrize("attempt", range(5))
+def test_one_pipe_after_another(run, attempt):
+    """Whoever goes from one pipe to the next gets what waits in it before the end of the first."""
+
+    async def main() -> None:
+        events: list[str] = []
+
+        class Named(Log):
+            def __init__(self, name: str) -> None:
+                super().__init__()
+                self.name = name
+
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                events.append(f"data of the {self.name}")
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                super().connection_lost(exc)
+                events.append(f"end of the {self.name}")
+
+        pairs = socket.socketpair(), socket.socketpair()
+        for _, right in pairs:
+            right.send(b"x")
+        first, first_log = await read_end(pairs[0][0], lambda: Named("first"))
+        await first_log.got(1)
+        second, second_log = await read_end(pairs[1][0], lambda: Named("second"))
+        first.close()
+        await within(first_log.lost)
+        assert events == ["data of the first", "data of the second", "end of the first"]
+        second.close()
+        await within(second_log.lost)
+        for _, right in pairs:
+            right.close()
+
+    run(main())
+
+
 def test_a_terminal(run):
     async def main() -> None:
         controller, terminal = os.openpty()

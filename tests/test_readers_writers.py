@@ -61,6 +61,24 @@ def test_a_reader_is_called_as_long_as_data_is_left(run, sockets):
     run(main())
 
 
+def test_data_that_is_there_is_seen_in_the_turn_after_add_reader(run, sockets):
+    left, right = sockets
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        calls: list[int] = []
+        right.send(b"x")
+        # Often, because it must not depend on how long ago the loop has looked at its descriptors.
+        for attempt in range(50):
+            loop.add_reader(left, calls.append, attempt)
+            await turns(2)
+            assert calls == [attempt]
+            loop.remove_reader(left)
+            calls.clear()
+
+    run(main())
+
+
 def test_a_writer_is_called_while_there_is_room(run, sockets):
     left, right = sockets
 

@@ -146,7 +146,10 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             if (w.armed == interest) return;
             if (self.isForked()) return error.Forked;
             const reactor = try self.openReactor();
+            const is_more = (interest.read and !w.armed.read) or (interest.write and !w.armed.write);
             try self.watches.update(self.gpa, reactor, w, interest);
+            // The last poll could not know of it: in asyncio the next turn would.
+            if (is_more) self.polled_ns = 0;
         }
 
         /// Whether an armed watch's descriptor is still open, see `WatchTable.isKnown`.
@@ -355,6 +358,38 @@ test "a turn right after a poll runs ready work without another, a few times" {
     try host.loop.post(.{ .note = 1 });
     try host.loop.turn(&host, false);
     try std.testing.expectEqual(@as(usize, 3), host.waits);
+}
+
+test "the turn after a watch polls, however fresh the last poll is" {
+    const sys = @import("sys.zig");
+    const gpa = std.testing.allocator;
+    var host: TestHost = .{ .loop = .init(gpa) };
+    defer host.deinit();
+    var pair: [2]sys.fd_t = undefined;
+    try std.testing.expectEqual(@as(c_int, 0), std.c.socketpair(std.c.AF.UNIX, std.c.SOCK.STREAM, 0, &pair));
+    defer for (pair) |fd| sys.close(fd);
+    var other: Watch = .{ .fd = pair[1] };
+    try host.loop.watch(&other, .{ .read = true });
+    defer host.loop.unwatch(&other);
+    try host.loop.turn(&host, true);
+    _ = sys.send(pair[1], "x");
+
+    // However slow this machine is at the moment, the last poll counts as fresh.
+    host.loop.polled_ns = std.math.maxInt(u64) / 2;
+    var w: Watch = .{ .fd = pair[0] };
+    try host.loop.watch(&w, .{ .read = true });
+    defer host.loop.unwatch(&w);
+    try host.loop.post(.{ .note = 1 });
+    try host.loop.turn(&host, false);
+    try std.testing.expectEqualSlices(u32, &.{ 1, @intCast(1000 + pair[0]) }, host.log.items);
+
+    // Watching for less is no reason to poll.
+    host.loop.polled_ns = std.math.maxInt(u64) / 2;
+    host.loop.unwatch(&w);
+    const waits = host.waits;
+    try host.loop.post(.{ .note = 2 });
+    try host.loop.turn(&host, false);
+    try std.testing.expectEqual(waits, host.waits);
 }
 
 test "a turn runs what was ready when it began, in order, then new work in the next turn" {
