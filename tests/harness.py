@@ -9,11 +9,15 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import socket
 import ssl
+import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -449,3 +453,50 @@ def child_env() -> dict[str, str]:
     """Environment for interpreters that tests start: the same import path as this process."""
     paths = [path for path in sys.path if path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_python(
+    *arguments: object,
+    env: dict[str, str] | None = None,
+    check: bool = False,
+    timeout: float = 60,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.CompletedProcess[str]:
+    """An interpreter of its own, with the same import path; what it prints is kept."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=child_env() if env is None else env,
+        check=check,
+        timeout=timeout,
+        cwd=cwd,
+        pass_fds=pass_fds,
+        capture_output=True,
+        text=True,
+    )
+
+
+def run_program(
+    loop_name: str, body: str, *switches: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """As `run_python`, with the loop under test as `factory` and some modules imported."""
+    head = f"""
+        import asyncio, importlib, os, signal, socket, sys, threading
+        module, _, attribute = {loop_name!r}.partition(":")
+        def factory():
+            return getattr(importlib.import_module(module), attribute)()
+        """
+    source = textwrap.dedent(head) + textwrap.dedent(body)
+    return run_python("-Wignore", "-Xfaulthandler", *switches, "-c", source, **options)
+
+
+@contextlib.contextmanager
+def descriptor_limit(count: int) -> Iterator[None]:
+    """The process may open so many descriptors, or as many as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

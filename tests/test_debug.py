@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import subprocess
 import sys
-import textwrap
 import time
 from typing import Any
 
 import pytest
-from harness import PATIENCE_S, child_env, turns
+from harness import PATIENCE_S, child_env, run_program, turns
 
 
 def test_it_can_be_switched(loop):
@@ -25,26 +23,15 @@ def test_it_can_be_switched(loop):
 
 @pytest.mark.parametrize("switch", ["-Xdev", "PYTHONASYNCIODEBUG"])
 def test_the_interpreters_switches_are_honoured(loop_name, switch):
-    program = textwrap.dedent(
-        f"""
-        import importlib
-        module, _, attribute = {loop_name!r}.partition(":")
-        loop = getattr(importlib.import_module(module), attribute)()
+    program = """
+        loop = factory()
         print(loop.get_debug())
         loop.close()
-        """
-    )
-    environment = child_env()
-    arguments = [switch] if switch.startswith("-") else []
-    if not arguments:
-        environment[switch] = "1"
-    output = subprocess.run(
-        [sys.executable, "-Wignore", *arguments, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    """
+    if switch.startswith("-"):
+        output = run_program(loop_name, program, switch)
+    else:
+        output = run_program(loop_name, program, env={**child_env(), switch: "1"})
     assert output.stdout == "True\n"
 
 

@@ -7,13 +7,11 @@ import contextlib
 import itertools
 import logging
 import socket
-import subprocess
-import sys
 import threading
 from typing import Any
 
 import pytest
-from harness import turns, within
+from harness import run_python, turns, within
 
 
 def blocking(*args: Any, **kwargs: Any) -> Any:
@@ -237,7 +235,5 @@ def test_a_lookup_that_never_ends_does_not_keep_the_process(loop_factory):
         "loop.close()\n"
         "print('done')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", source], check=False, capture_output=True, text=True, timeout=60
-    )
+    done = run_python("-c", source)
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr

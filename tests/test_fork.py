@@ -11,7 +11,7 @@ import textwrap
 from typing import Any
 
 import pytest
-from harness import child_env, within
+from harness import run_program, within
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
@@ -22,26 +22,15 @@ pytestmark = [
 def child(loop_name: str, body: str, *, count: int = 1) -> str:
     """Run a program of its own: it forks, and what both halves print is the result."""
     program = textwrap.dedent(
-        f"""
-            import asyncio, importlib, os, signal, socket, sys, threading, warnings
-            warnings.simplefilter("ignore")
-            module, _, attribute = {loop_name!r}.partition(":")
-            factory = getattr(importlib.import_module(module), attribute)
-            def say(*words):
-                os.write(1, (" ".join(map(str, words)) + "\\n").encode())
-            def reap(pid):
-                say("child's exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-            signal.alarm(50)
-            """
-    ) + textwrap.dedent(body)
-    done = subprocess.run(
-        [sys.executable, "-Wignore", "-c", program],
-        env=child_env(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        """
+        def say(*words):
+            os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+        def reap(pid):
+            say("child's exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        signal.alarm(50)
+        """
     )
+    done = run_program(loop_name, program + textwrap.dedent(body))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

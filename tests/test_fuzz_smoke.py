@@ -7,20 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import child_env
+from harness import child_env, run_python
 
 FUZZER = Path(__file__).resolve().parent.parent / "fuzz" / "differential.py"
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", str(FUZZER), *arguments],
-        env=child_env(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_python("-W", "ignore", FUZZER, *arguments)
 
 
 def test_some_scenarios_without_a_difference(loop_name):

@@ -744,14 +744,7 @@ def test_last_words_reach_no_stranger(loop_name: str, kind: str, end: str) -> No
     """A finalizer that writes to a transport which the collector has ended already."""
     if kind == "pipe" and loop_name.startswith("asyncio:"):
         pytest.skip("asyncio writes to the bare number, whoever has it")
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(LAST_WORDS), kind, end, loop_name],
-        env=harness.child_env(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    result = harness.run_python("-c", textwrap.dedent(LAST_WORDS), kind, end, loop_name)
     assert (result.returncode, result.stdout) == (0, "fine\n"), result.stderr
 
 

@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 
 import pytest
-from harness import child_env
-
-
-def program(loop_name: str, body: str, *, timeout: float = 40) -> subprocess.CompletedProcess[str]:
-    text = textwrap.dedent(
-        f"""
-            import asyncio, importlib, sys, threading
-            module, _, attribute = {loop_name!r}.partition(":")
-            def factory():
-                return getattr(importlib.import_module(module), attribute)()
-            """
-    ) + textwrap.dedent(body)
-    return subprocess.run(
-        [sys.executable, "-Wignore", "-Xfaulthandler", "-c", text],
-        env=child_env(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
+from harness import run_program
 
 INTERPRETERS = """
 try:
@@ -74,7 +52,7 @@ os.write(1, b"interpreter done\\\\n")
     sys.version_info < (3, 12), reason="asyncio's C module refuses subinterpreters before 3.12"
 )
 def test_a_loop_in_a_subinterpreter(loop_name):
-    done = program(
+    done = run_program(
         loop_name,
         INTERPRETERS
         + """
@@ -96,7 +74,7 @@ print("main done")
     sys.version_info < (3, 12), reason="asyncio's C module refuses subinterpreters before 3.12"
 )
 def test_both_interpreters_have_loops_and_one_spawns(loop_name):
-    done = program(
+    done = run_program(
         loop_name,
         INTERPRETERS
         + """
@@ -119,7 +97,7 @@ print("main done")
 
 @pytest.mark.parametrize("state", ["idle", "busy", "timers", "streams"])
 def test_a_daemon_thread_at_exit(loop_name, state):
-    done = program(
+    done = run_program(
         loop_name,
         f"""
 state = {state!r}
@@ -163,7 +141,7 @@ print("main thread leaves")
 
 
 def test_an_open_loop_at_exit(loop_name):
-    done = program(
+    done = run_program(
         loop_name,
         """
 loop = factory()
@@ -185,7 +163,7 @@ print("leaves with everything open")
 
 
 def test_sys_exit_inside_a_callback_leaves_the_process(loop_name):
-    done = program(
+    done = run_program(
         loop_name,
         """
 loop = factory()
@@ -197,7 +175,7 @@ loop.run_forever()
 
 
 def test_a_loop_made_at_exit(loop_name):
-    done = program(
+    done = run_program(
         loop_name,
         """
 import atexit
@@ -216,7 +194,7 @@ atexit.register(last)
 def test_the_module_can_be_imported_again(loop_name):
     if loop_name.startswith("asyncio"):
         pytest.skip("asyncio itself cannot be imported twice")
-    done = program(
+    done = run_program(
         loop_name,
         """
 for _ in range(3):

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import io
 import os
-import resource
 import select
 import signal
 import socket
@@ -22,10 +21,11 @@ import pytest
 from harness import (
     Log,
     Report,
-    child_env,
     connected,
+    descriptor_limit,
     listener,
     reset,
+    run_python,
     tcp_sockets,
     turns,
     until,
@@ -637,6 +637,13 @@ def test_a_file_that_was_not_blocking_stays_so():
 # --- accepting ---
 
 
+def lowest_free(sock: socket.socket) -> int:
+    """The next descriptor that is given out: with a limit of this none is."""
+    lowest = os.dup(sock.fileno())
+    os.close(lowest)
+    return lowest
+
+
 @only_zloop
 def test_a_listener_that_is_closed_while_it_is_out_of_descriptors(run, monkeypatch):
     monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0.01)
@@ -654,15 +661,9 @@ def test_a_listener_that_is_closed_while_it_is_out_of_descriptors(run, monkeypat
 
         loop.set_exception_handler(report)
         with socket.socket() as client:
-            lowest = os.dup(client.fileno())
-            os.close(lowest)
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-            try:
+            with descriptor_limit(lowest_free(client)):
                 client.connect(address)
                 await until(lambda: reports)
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             await asyncio.sleep(0.03)  # a retry that finds the listener closed does nothing
 
     run(main())
@@ -685,15 +686,9 @@ def test_a_listener_out_of_descriptors_accepts_later(run, monkeypatch):
 
         server = await loop.create_server(protocol, "127.0.0.1", 0)
         with socket.socket() as client:
-            lowest = os.dup(client.fileno())
-            os.close(lowest)
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-            try:
+            with descriptor_limit(lowest_free(client)):
                 client.connect(server.sockets[0].getsockname())
                 await until(lambda: reports)
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             await until(lambda: accepted)
             await within(accepted[0].made)
         await within(accepted[0].lost)
@@ -793,14 +788,7 @@ async def main():
         return type(exc).__name__
 print(zloop.run(main()))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=child_env(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_python("-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() != "None"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,20 +30,8 @@ print([__name__, sys.modules["__main__"].__dict__ is globals(), sys.argv[1:], sy
 """
 
 
-def python(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        check=False,
-        cwd=cwd,
-        env=harness.child_env(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def output(*arguments: object, cwd: Path | None = None) -> str:
-    result = python(*arguments, cwd=cwd)
+    result = harness.run_python(*arguments, cwd=cwd)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout.strip()
 
@@ -117,14 +104,14 @@ if __name__ == "__main__":
 
 
 def test_the_exit_status_is_the_programs(write):
-    assert python("-m", "zloop", write("raise SystemExit(7)")).returncode == 7
-    failed = python("-m", "zloop", write("1 / 0"))
+    assert harness.run_python("-m", "zloop", write("raise SystemExit(7)")).returncode == 7
+    failed = harness.run_python("-m", "zloop", write("1 / 0"))
     assert failed.returncode == 1
     assert "ZeroDivisionError" in failed.stderr
 
 
 def test_a_missing_file_is_reported_as_python_does(tmp_path):
-    result = python("-m", "zloop", tmp_path / "missing.py")
+    result = harness.run_python("-m", "zloop", tmp_path / "missing.py")
     assert result.returncode == 2
     assert "can't open file" in result.stderr
 
@@ -133,7 +120,7 @@ def test_a_missing_file_is_reported_as_python_does(tmp_path):
     "arguments", [[], ["-m"], ["--unknown"]], ids=["none", "no-module", "unknown-option"]
 )
 def test_a_wrong_command_line_shows_the_usage(arguments):
-    result = python("-m", "zloop", *arguments)
+    result = harness.run_python("-m", "zloop", *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("usage:")
 

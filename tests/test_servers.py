@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import errno
 import os
-import resource
 import socket
 import sys
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import Echo, Log, Report, closed_port, has_ipv6, turns, until, within
+from harness import Echo, Log, Report, closed_port, descriptor_limit, has_ipv6, turns, until, within
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback")
 
@@ -454,15 +452,6 @@ def test_connection_made_comes_behind_what_is_queued(run):
     run(main())
 
 
-@pytest.fixture
-def many_descriptors() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.usefixtures("many_descriptors")
 def test_connections_are_accepted_in_a_crowd_of_events(run):
     """More descriptors are ready than one poll reports: the listener still gets its turns, and uses them."""
 
@@ -502,4 +491,5 @@ def test_connections_are_accepted_in_a_crowd_of_events(run):
                 os.close(fd)
             os.close(writable)
 
-    run(main())
+    with descriptor_limit(4096):
+        run(main())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import platform
 import socket
 import struct
-import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from harness import (
     old_tls_hangs,
     pattern,
     reset,
+    run_python,
     tcp_sockets,
     turns,
     until,
@@ -1074,8 +1076,7 @@ def test_a_read_takes_all_that_has_come(run):
 @pytest.mark.skipif("MALLOC_MMAP_THRESHOLD_" in os.environ, reason="the program decides by itself")
 def test_large_reads_come_from_the_heap(loop_name):
     # In a process of its own: any large block freed before teaches the heap.
-    program = [sys.executable, "-c", LARGE_READS, *loop_name.split(":")]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    done = run_python("-c", LARGE_READS, *loop_name.split(":"), check=True)
     # Two hundred reads; a mapping of this size costs 49 faults.
     assert int(done.stdout) < 1000
 
@@ -1215,36 +1216,36 @@ def test_what_callbacks_of_a_turn_write_leaves_by_its_end(run, kind, tls):
     run(main())
 
 
-def test_what_was_written_leaves_before_the_run_ends(loop):
+@contextlib.contextmanager
+def written_to(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[asyncio.Transport, socket.socket]]:
+    """A transport, and the plain socket of its peer."""
     left, right = tcp_sockets()
     transport, _ = loop.run_until_complete(loop.create_connection(Log, sock=left))
-    loop.call_soon(transport.write, b"before the stop")
-    loop.call_soon(loop.stop)
-    loop.call_soon(transport.write, b", in the same turn")
-    loop.run_forever()
-    assert right.recv(100) == b"before the stop, in the same turn"
-    right.close()
+    with right:
+        yield transport, right
     transport.abort()
     loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_what_was_written_leaves_before_the_run_ends(loop):
+    with written_to(loop) as (transport, peer):
+        loop.call_soon(transport.write, b"before the stop")
+        loop.call_soon(loop.stop)
+        loop.call_soon(transport.write, b", in the same turn")
+        loop.run_forever()
+        assert peer.recv(100) == b"before the stop, in the same turn"
 
 
 def test_what_was_written_leaves_when_an_exception_ends_the_run(loop):
-    left, right = tcp_sockets()
-    transport, _ = loop.run_until_complete(loop.create_connection(Log, sock=left))
-    loop.call_soon(transport.write, b"written")
-    loop.call_soon(sys.exit, 3)
-    with pytest.raises(SystemExit):
-        loop.run_forever()
-    assert right.recv(100) == b"written"
-    right.close()
-    transport.abort()
-    loop.run_until_complete(asyncio.sleep(0))
+    with written_to(loop) as (transport, peer):
+        loop.call_soon(transport.write, b"written")
+        loop.call_soon(sys.exit, 3)
+        with pytest.raises(SystemExit):
+            loop.run_forever()
+        assert peer.recv(100) == b"written"
 
 
 def test_what_was_written_does_not_wait_for_callbacks_that_compute(loop):
-    left, right = tcp_sockets()
-    right.setblocking(False)
-    transport, _ = loop.run_until_complete(loop.create_connection(Log, sock=left))
     seen: list[bytes] = []
 
     def compute() -> None:
@@ -1252,12 +1253,11 @@ def test_what_was_written_does_not_wait_for_callbacks_that_compute(loop):
         while time.perf_counter() < deadline:
             pass
 
-    loop.call_soon(transport.write, b"written")
-    loop.call_soon(compute)
-    loop.call_soon(lambda: seen.append(right.recv(100)))
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-    assert seen == [b"written"]
-    right.close()
-    transport.abort()
-    loop.run_until_complete(asyncio.sleep(0))
+    with written_to(loop) as (transport, peer):
+        peer.setblocking(False)
+        loop.call_soon(transport.write, b"written")
+        loop.call_soon(compute)
+        loop.call_soon(lambda: seen.append(peer.recv(100)))
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert seen == [b"written"]

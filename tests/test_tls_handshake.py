@@ -205,7 +205,7 @@ def test_no_protocol_in_common(run, tls, side, version):
 
 
 @pytest.mark.parametrize("alert", [ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME, "wrong type"])
-def test_a_name_is_refused_by_the_servers_callback(run, tls, engine, side, version, alert):
+def test_a_name_is_refused_by_the_servers_callback(run, tls, engine, side, version, alert, monkeypatch):
     async def main() -> None:
         contexts = Contexts(tls, version)
         contexts.server.sni_callback = lambda *_: alert
@@ -220,11 +220,8 @@ def test_a_name_is_refused_by_the_servers_callback(run, tls, engine, side, versi
         )
 
     unraisable: list[Any] = []
-    hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
-    try:
-        run(main())
-    finally:
-        sys.unraisablehook = hook
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    run(main())
     assert [each.exc_type for each in unraisable] == ([TypeError] if alert == "wrong type" else [])
 
 

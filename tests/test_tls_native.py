@@ -12,7 +12,6 @@ import gc
 import os
 import socket
 import ssl
-import subprocess
 import sys
 import types
 import warnings
@@ -29,6 +28,7 @@ from harness import (
     pattern,
     reset,
     rss_bytes,
+    run_python,
     tcp_sockets,
     turns,
     until,
@@ -121,15 +121,7 @@ def test_anything_unexpected_gets_asyncios_engine(loop_name, engine, tls_files, 
         change = "kept = ssl.MemoryBIO\n" + change + "\nimport zloop\nzloop.new_event_loop().tls_engine\n"
         change += "ssl.MemoryBIO = kept"
     code = FOREIGN_SSL.format(change=change, reason=reason)
-    environment = {**child_env(), "ZLOOP_TLS": "auto"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *tls_files],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = run_python("-c", code, *tls_files, env={**child_env(), "ZLOOP_TLS": "auto"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "b'hello'"
     assert reason in done.stdout
@@ -533,7 +525,7 @@ def test_a_server_chooses_the_context_by_name(run, tls):
     run(main())
 
 
-def test_a_callback_of_the_handshake_that_raises(run, tls):
+def test_a_callback_of_the_handshake_that_raises(run, tls, monkeypatch):
     async def main() -> None:
         context = tls.make_server()
 
@@ -551,11 +543,8 @@ def test_a_callback_of_the_handshake_that_raises(run, tls):
         right.close()
 
     unraisable: list[Any] = []
-    hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
-    try:
-        run(main())
-    finally:
-        sys.unraisablehook = hook
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    run(main())
     assert [type(each.exc_value) for each in unraisable] == [RuntimeError]
 
 

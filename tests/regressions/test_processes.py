@@ -15,30 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PATIENCE_S, child_env, open_fds, tcp_sockets, turns, until, within
+from harness import PATIENCE_S, child_env, open_fds, run_program, tcp_sockets, turns, until, within
 
 PIPE = subprocess.PIPE
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="opens /proc/self/fd")
-
-
-def program(loop_name: str, body: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A program of its own, with the loop under test in `factory`."""
-    head = textwrap.dedent(
-        f"""
-        import asyncio, importlib, os, signal, socket, sys, threading
-        module, _, attribute = {loop_name!r}.partition(":")
-        factory = getattr(importlib.import_module(module), attribute)
-        """
-    )
-    return subprocess.run(
-        [sys.executable, "-Wignore", "-c", head + textwrap.dedent(body)],
-        env=child_env(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
 
 
 @linux
@@ -132,7 +112,7 @@ def test_r46_popen_keywords_of_identity(run):
 
 def test_r46_files_with_a_descriptor_as_stdout(loop_name):
     """uvloop #136: sys.stdout itself."""
-    done = program(
+    done = run_program(
         loop_name,
         """
         async def main():
@@ -232,7 +212,7 @@ def test_r49_a_terminal_as_stdio_keeps_its_mode(loop_name):
 @pytest.mark.parametrize("state", ["forever", "callback", "timers"])
 def test_r50_sigint_without_handler(loop_name, state):
     """uvloop #295, uvloop #296."""
-    done = program(
+    done = run_program(
         loop_name,
         f"""
         import time
@@ -263,7 +243,7 @@ def test_r50_sigint_without_handler(loop_name, state):
 @pytest.mark.parametrize("where", ["task", "data_received", "tls"])
 def test_r51_sys_exit_leaves_the_process(loop_name, tls, where):
     """uvloop #612, uvloop #336."""
-    done = program(
+    done = run_program(
         loop_name,
         f"""
         import ssl
@@ -303,7 +283,7 @@ def test_r51_sys_exit_leaves_the_process(loop_name, tls, where):
 @pytest.mark.parametrize("where", ["loop", "thread", "hook"])
 def test_r52_fork_while_the_loop_runs(loop_name, where):
     """uvloop #39; cpython #75155; dd-trace-py #15798."""
-    done = program(
+    done = run_program(
         loop_name,
         f"""
         where = {where!r}
@@ -353,7 +333,7 @@ def test_r52_fork_while_the_loop_runs(loop_name, where):
 def test_r53_a_daemon_thread_at_exit(loop_name):
     """xpra #4891. (Subinterpreters, uvloop #650, are in test_interpreters.py.)"""
     for _ in range(3):
-        done = program(
+        done = run_program(
             loop_name,
             """
             import time
