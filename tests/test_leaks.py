@@ -276,12 +276,12 @@ def test_handles_of_a_burst_are_given_back(run, method):
         loop = asyncio.get_running_loop()
         schedule = getattr(loop, method)
         arguments = [0, int] if method == "call_later" else [int]
+        before = sys.getallocatedblocks()
         for _ in range(2):
-            before = sys.getallocatedblocks()
             for _ in range(50_000):
                 schedule(*arguments)
             await turns(3)
-            await until(lambda before=before: sys.getallocatedblocks() - before < 2_000)
+            await until(lambda: sys.getallocatedblocks() - before < 2_000)
 
     run(main())
 

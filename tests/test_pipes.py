@@ -262,7 +262,7 @@ def test_one_pipe_after_another(run, attempt):
                 super().data_received(data)
                 events.append(f"data of the {self.name}")
 
-            def connection_lost(self, exc: Exception | None) -> None:
+            def connection_lost(self, exc: BaseException | None) -> None:
                 super().connection_lost(exc)
                 events.append(f"end of the {self.name}")
 
