@@ -12,8 +12,8 @@ const handle = @import("handle.zig");
 
 const Object = py.Object;
 
-/// Some 10 MB of one kind.
-const count_max = 64 * 1024;
+/// Some 20 MB of one kind.
+const count_max = 128 * 1024;
 /// So many are never worth giving back.
 const kept_max = 512;
 const period_ns = 100 * std.time.ns_per_ms;
