@@ -81,7 +81,10 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         /// Set while the loop is about to wait or waiting: whoever clears it wakes the loop.
         waiting: std.atomic.Value(bool) = .init(false),
         turns_without_poll: u32 = 0,
+        /// When the last poll ended.
         polled_ns: u64 = 0,
+        /// There is something that the last poll, however fresh, could not know of.
+        poll_is_due: bool = true,
         /// Polls so far; wraps around.
         poll_count: u32 = 0,
         /// Events that the last poll reported.
@@ -149,7 +152,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             const is_more = (interest.read and !w.armed.read) or (interest.write and !w.armed.write);
             try self.watches.update(self.gpa, reactor, w, interest);
             // The last poll could not know of it: in asyncio the next turn would.
-            if (is_more) self.polled_ns = 0;
+            if (is_more) self.poll_is_due = true;
         }
 
         /// Whether an armed watch's descriptor is still open, see `WatchTable.isKnown`.
@@ -191,12 +194,13 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
 
         fn turnsWithoutPollMax(self: *const Self) u32 {
             if (self.watches.armed_count == 0) return turns_without_poll_max;
+            if (self.poll_is_due) return 0;
             return if (clock.nowNs() -| self.polled_ns < poll_fresh_ns) turns_with_fresh_poll_max else 0;
         }
 
         /// A new run begins: its first turn looks at the descriptors, however fresh the last poll is.
         pub fn beginRun(self: *Self) void {
-            self.polled_ns = 0;
+            self.poll_is_due = true;
         }
 
         fn poll(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
@@ -210,6 +214,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             host.afterWait();
             self.waiting.store(false, .seq_cst);
             self.turns_without_poll = 0;
+            self.poll_is_due = false;
             self.polled_ns = clock.nowNs();
             self.poll_count +%= 1;
             const got = result catch |err| switch (err) {
