@@ -146,8 +146,21 @@ def test_a_full_executor_does_not_delay_a_lookup(run):
     run(main())
 
 
+def test_the_threads_of_lookups_are_known_as_asyncios(run):
+    """Other projects' tests tell threads that a loop keeps from forgotten ones by asyncio's prefix."""
+
+    async def main() -> None:
+        before = set(threading.enumerate())
+        assert await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+        made = set(threading.enumerate()) - before
+        assert made
+        assert all(thread.name.startswith("asyncio_") for thread in made)
+
+    run(main())
+
+
 def resolver_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "zloop-resolver"]
+    return [thread for thread in threading.enumerate() if thread.name == "asyncio_zloop-resolver"]
 
 
 @pytest.mark.only_zloop("asyncio uses the program's executor")

@@ -374,7 +374,7 @@ def test_threads_without_work_end_and_are_replaced(run, monkeypatch):
     monkeypatch.setattr(_resolver, "IDLE_S", 0.01)
 
     def threads() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "zloop-resolver"]
+        return [thread for thread in threading.enumerate() if thread.name == _resolver.THREAD_NAME]
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -424,7 +424,7 @@ def test_a_lookup_that_outlives_its_loop(loop, monkeypatch):
     loop.close()
     go_on.set()
     for thread in running:
-        if thread.name.startswith(("zloop-resolver", "asyncio_")):
+        if thread.name.startswith("asyncio_"):
             thread.join(60)
             assert not thread.is_alive()
 
@@ -509,6 +509,8 @@ def test_a_child_that_outlives_its_loop_leaves_no_zombie(reaped):
     with subprocess.Popen(["/bin/sh", "-c", "read line"], stdin=PIPE) as process:
         loop = zloop.new_event_loop()
         thread = _subprocess._ExitThread(loop, process.pid, print)
+        # The name that asyncio gives such threads.
+        assert thread.name == f"waitpid-{process.pid}"
         loop.close()
         process.kill()
         if reaped:

@@ -20,6 +20,8 @@ from . import _engine
 THREAD_COUNT_MAX = 4
 # A thread without work ends after this time.
 IDLE_S = 10.0
+# Tests that look for threads left over know the threads that asyncio keeps by this prefix.
+THREAD_NAME = "asyncio_zloop-resolver"
 
 _getaddrinfo = socket.getaddrinfo
 _getnameinfo = socket.getnameinfo
@@ -47,10 +49,10 @@ class Pool:
 
     def _start(self) -> None:
         try:
-            thread = threading.Thread(target=self._work, name="zloop-resolver", daemon=True)
+            thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
         except RuntimeError:
             # Isolated subinterpreters have no daemon threads; they end with the loop.
-            thread = threading.Thread(target=self._work, name="zloop-resolver")
+            thread = threading.Thread(target=self._work, name=THREAD_NAME)
         thread.start()
 
     def close(self) -> None:

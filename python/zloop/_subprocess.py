@@ -201,7 +201,7 @@ class _ExitThread(threading.Thread):
     """Waits for one child's exit; the status stays for the loop's thread to take."""
 
     def __init__(self, loop: Loop, pid: int, reap: Callable[[], Any]) -> None:
-        super().__init__(name=f"zloop-waitpid-{pid}", daemon=True)
+        super().__init__(name=f"waitpid-{pid}", daemon=True)
         self._loop = loop
         self._pid = pid
         self._reap = reap
