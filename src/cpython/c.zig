@@ -155,6 +155,7 @@ pub const PyBUF_SIMPLE = 0;
 pub const PyBUF_WRITABLE = 1;
 
 pub extern var PyBytes_Type: PyTypeObject;
+pub extern var PyContext_Type: PyTypeObject;
 pub extern var PyByteArray_Type: PyTypeObject;
 pub extern var PyMemoryView_Type: PyTypeObject;
 pub extern var PyTuple_Type: PyTypeObject;

@@ -81,7 +81,9 @@ pub inline fn copyCurrent(shared: *Shared) py.Error!Copy {
 /// empties the field.
 pub inline fn take(shared: *Shared, field: *?*Object) py.Error!void {
     const context = field.* orelse return;
-    if (shared.running) |copy| if (py.isUnique(copy) and mapOf(copy) == mapOf(context)) {
+    // A program can have put anything there, by the slot of asyncio's class.
+    const is_context = py.isExact(context, &c.PyContext_Type);
+    if (shared.running) |copy| if (is_context and py.isUnique(copy) and mapOf(copy) == mapOf(context)) {
         field.* = py.newRef(copy);
         py.decref(context);
         return;
