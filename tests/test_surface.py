@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import os
 import socket
 import sys
 import weakref
@@ -333,6 +335,42 @@ def test_servers_are_what_they_say(run, unix_path):
             assert isinstance(server.sockets, (list, tuple))
             server.close()
             await within(server.wait_closed())
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "tls", "udp", "read pipe", "write pipe"])
+def test_a_transport_keeps_what_a_program_hangs_on_it(run, tls, kind):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with contextlib.AsyncExitStack() as stack:
+            if kind in ("tcp", "unix", "tls"):
+                transport: Any = (await stack.enter_async_context(connected(kind, tls=tls))).client_transport
+            elif kind == "udp":
+                transport, _ = await loop.create_datagram_endpoint(
+                    asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
+                )
+                stack.callback(transport.close)
+            else:
+                reading, writing = os.pipe()
+                with open(reading, "rb", 0) as reader, open(writing, "wb", 0) as writer:
+                    if kind == "read pipe":
+                        transport, _ = await loop.connect_read_pipe(asyncio.Protocol, reader)
+                    else:
+                        transport, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, writer)
+                    transport.close()
+                    await turns(3)
+            transport.user = "kept"
+            assert vars(transport)["user"] == "kept"
+            assert vars(transport) is transport.__dict__
+            vars(transport)["other"] = transport  # a cycle the collector has to find
+            assert transport.other is transport
+            transport.__dict__ = {**vars(transport), "user": "replaced"}
+            assert transport.user == "replaced"
+            with pytest.raises(TypeError):
+                transport.__dict__ = 5
+            del transport.user
+            assert not hasattr(transport, "user")
 
     run(main())
 

@@ -224,6 +224,8 @@ pub extern fn PyObject_CallFinalizerFromDealloc(*PyObject) c_int;
 pub extern fn PyObject_GetAttr(*PyObject, *PyObject) ?*PyObject;
 pub extern fn PyObject_SetAttr(*PyObject, *PyObject, ?*PyObject) c_int;
 pub extern fn PyObject_GenericSetAttr(*PyObject, *PyObject, ?*PyObject) c_int;
+pub extern fn PyObject_GenericGetDict(*PyObject, ?*anyopaque) callconv(.c) ?*PyObject;
+pub extern fn PyObject_GenericSetDict(*PyObject, ?*PyObject, ?*anyopaque) callconv(.c) c_int;
 pub extern fn PyObject_GetAttrString(*PyObject, [*:0]const u8) ?*PyObject;
 pub extern fn PyObject_HasAttrString(*PyObject, [*:0]const u8) c_int;
 pub extern fn PyObject_GetItem(*PyObject, *PyObject) ?*PyObject;

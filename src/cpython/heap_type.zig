@@ -39,3 +39,10 @@ pub fn dictAndWeakrefs(comptime Layout: type, comptime Fields: type) [3]c.PyMemb
         .{},
     };
 }
+
+/// Goes into the `tp_getset` of such a type: attributes work without it, but vars() and whatever lists them ask for it.
+pub const dict_property: c.PyGetSetDef = .{
+    .name = "__dict__",
+    .get = &c.PyObject_GenericGetDict,
+    .set = &c.PyObject_GenericSetDict,
+};

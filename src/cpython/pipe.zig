@@ -359,6 +359,7 @@ pub const methods = [_]c.PyMethodDef{
 };
 
 pub const properties = [_]c.PyGetSetDef{
+    heap_type.dict_property,
     py.getter("_extra", getExtra),
     py.getter("_loop", getLoop),
     py.property("_pipe", getPipe, setPipe),

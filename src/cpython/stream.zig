@@ -449,6 +449,7 @@ const methods = [_]c.PyMethodDef{
 } ++ stream_write.methods ++ stream_close.methods ++ [_]c.PyMethodDef{.{}};
 
 const properties = [_]c.PyGetSetDef{
+    heap_type.dict_property,
     py.getter("_extra", getExtra),
     py.getter("_loop", getLoop),
     py.getter("_sock", getSock),

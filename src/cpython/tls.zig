@@ -441,6 +441,7 @@ const methods = [_]c.PyMethodDef{
 } ++ tls_read.methods ++ tls_write.methods ++ tls_life.methods ++ [_]c.PyMethodDef{.{}};
 
 const properties = [_]c.PyGetSetDef{
+    heap_type.dict_property,
     py.getter("_extra", getExtra),
     py.getter("_loop", getLoop),
     py.getter("_ssl_protocol", getSelf),
