@@ -131,6 +131,37 @@ def test_a_cancelled_lookup_disturbs_nobody(run):
     run(main())
 
 
+def test_an_answer_that_comes_after_the_cancellation_is_dropped(run, monkeypatch):
+    begun, gate = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> list[Any]:
+        begun.set()
+        gate.wait(20)
+        return []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        handed_over = asyncio.Event()
+        call_soon_threadsafe = loop.call_soon_threadsafe
+
+        def hand_over(callback: Any, *args: Any, **keywords: Any) -> asyncio.Handle:
+            handle = call_soon_threadsafe(callback, *args, **keywords)
+            call_soon_threadsafe(handed_over.set)
+            return handle
+
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        lookup = asyncio.ensure_future(loop.getaddrinfo("name", 80))
+        assert await loop.run_in_executor(None, begun.wait, 20)
+        monkeypatch.setattr(loop, "call_soon_threadsafe", hand_over)
+        lookup.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await lookup
+        gate.set()
+        await within(handed_over.wait())
+
+    run(main())
+
+
 @pytest.mark.only_zloop("asyncio resolves in the default executor")
 def test_a_full_executor_does_not_delay_a_lookup(run):
     async def main() -> None:
