@@ -267,6 +267,50 @@ def suites(cpython_tests: Path | None = None) -> dict[str, Suite]:
             # aiohttp's own options, without coverage, worker processes and doctests.
             arguments=("-o", "addopts=", "-m", "not dev_mode and not autobahn and not internal"),
         ),
+        PytestSuite(
+            name="starlette",
+            source=SourceDistribution(
+                name="starlette",
+                version="1.10.0",
+                sha256="b8399098d4c1e3522734f7235dc79b1fc967f96cf139c81e0fa30479e0685f9b",
+                members=("tests/*", "docs/*", "pyproject.toml"),
+            ),
+            left_out={"benchmarks/.*": "benchmarks"},
+            excluded=_OTHER_BACKENDS,
+        ),
+        PytestSuite(
+            name="hypercorn",
+            source=SourceDistribution(
+                name="hypercorn",
+                version="0.18.0",
+                sha256="d63267548939c46b0247dc8e5b45a9947590e35e64ee73a23c074aa3cf88e9da",
+                members=("tests/*", "pyproject.toml"),
+            ),
+            left_out={"trio/.*": "runs on trio"},
+            excluded=_OTHER_BACKENDS,
+            # Hypercorn's own options, without coverage.
+            arguments=("-o", "addopts=--strict-markers"),
+        ),
+        PytestSuite(
+            name="aioftp",
+            source=SourceDistribution(
+                name="aioftp",
+                version="0.28.3",
+                sha256="f054f3af285b4958621220f04ce755e58907140181e95efa859369091c92d040",
+                members=("tests/*", "pyproject.toml"),
+            ),
+            # aioftp's own options, without coverage, and on after a failure.
+            arguments=("-o", "addopts=--import-mode=importlib"),
+        ),
+        PytestSuite(
+            name="aiosmtplib",
+            source=SourceDistribution(
+                name="aiosmtplib",
+                version="5.1.3",
+                sha256="ac2b418d3260ba62d9cfd0fe7359726e9dc009a4e8e8d9909fdfae332f522a7c",
+                members=("tests/*", "docs/*", "pyproject.toml", "README.rst"),
+            ),
+        ),
     ]
     return {suite.name: suite for suite in every}
 
