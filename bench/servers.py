@@ -39,16 +39,14 @@ class Cell:
         return f"{self.transport} {self.shape} {size_name(self.size)}, {self.connections} connection{plural}"
 
     def sample(self, name: str, effort: harness.Effort) -> harness.Sample:
-        # Long enough for each connection to have its turn, on a busy machine too.
-        duration_s = max(effort.duration_s, self.connections / 10_000)
         with echo_server(name, self.transport, self.shape, self.size) as server:
             return server.load(
                 "echo",
                 size=self.size,
                 response_size=self.size if self.shape == "head_body" else None,
                 connections=self.connections,
-                duration_ms=milliseconds(duration_s),
-                warmup_ms=milliseconds(duration_s / 5),
+                duration_ms=milliseconds(effort.duration_s),
+                warmup_ms=milliseconds(effort.duration_s / 5),
             )
 
     def row(self) -> harness.Row:
