@@ -339,13 +339,18 @@ const TestHost = struct {
     }
 };
 
+fn connectedPair() ![2]reactor_.fd_t {
+    var pair: [2]reactor_.fd_t = undefined;
+    try std.testing.expectEqual(@as(c_int, 0), std.c.socketpair(std.c.AF.UNIX, std.c.SOCK.STREAM, 0, &pair));
+    return pair;
+}
+
 test "a turn right after a poll runs ready work without another, a few times" {
     const sys = @import("sys.zig");
     const gpa = std.testing.allocator;
     var host: TestHost = .{ .loop = .init(gpa) };
     defer host.deinit();
-    var pair: [2]sys.fd_t = undefined;
-    try std.testing.expectEqual(@as(c_int, 0), std.c.socketpair(std.c.AF.UNIX, std.c.SOCK.STREAM, 0, &pair));
+    const pair = try connectedPair();
     defer for (pair) |fd| sys.close(fd);
     var w: Watch = .{ .fd = pair[0] };
     try host.loop.watch(&w, .{ .read = true });
@@ -370,8 +375,7 @@ test "the turn after a watch polls, however fresh the last poll is" {
     const gpa = std.testing.allocator;
     var host: TestHost = .{ .loop = .init(gpa) };
     defer host.deinit();
-    var pair: [2]sys.fd_t = undefined;
-    try std.testing.expectEqual(@as(c_int, 0), std.c.socketpair(std.c.AF.UNIX, std.c.SOCK.STREAM, 0, &pair));
+    const pair = try connectedPair();
     defer for (pair) |fd| sys.close(fd);
     var other: Watch = .{ .fd = pair[1] };
     try host.loop.watch(&other, .{ .read = true });
@@ -415,8 +419,7 @@ test "queued work, then descriptors, then due timers" {
     const gpa = std.testing.allocator;
     var host: TestHost = .{ .loop = .init(gpa) };
     defer host.deinit();
-    var pair: [2]sys.fd_t = undefined;
-    try std.testing.expectEqual(@as(c_int, 0), std.c.socketpair(std.c.AF.UNIX, std.c.SOCK.STREAM, 0, &pair));
+    const pair = try connectedPair();
     defer for (pair) |fd| sys.close(fd);
     _ = sys.send(pair[1], "x");
 
@@ -494,7 +497,7 @@ test "a descriptor that was closed while another holds a duplicate does not keep
     var host: TestHost = .{ .loop = .init(gpa) };
     defer host.deinit();
     var pairs: [2][2]sys.fd_t = undefined;
-    for (&pairs) |*pair| try std.testing.expectEqual(@as(c_int, 0), std.c.socketpair(std.c.AF.UNIX, std.c.SOCK.STREAM, 0, pair));
+    for (&pairs) |*pair| pair.* = try connectedPair();
     defer sys.close(pairs[0][1]);
     defer for (pairs[1]) |fd| sys.close(fd);
 

@@ -227,23 +227,17 @@ pub inline fn call(object: *Object) py.Error!void {
     }
     const callback = self.callback orelse return;
     // cancel() from inside the callback empties the fields: keep what is being called.
-    const context = py.newRef(self.context orelse py.none());
-    defer py.decref(context);
     py.incref(callback);
     defer py.decref(callback);
-    try py.checkInt(c.PyContext_Enter(context));
+    return py.inContext(self.context orelse py.none(), callEntered, .{ self, callback });
+}
+
+inline fn callEntered(self: *Fields, callback: *Object) py.Error!void {
     const result = if (self.args_count == 0)
         c.PyObject_CallNoArgs(callback)
     else
         callWithArgs(self, callback);
-    const value = result orelse {
-        const saved: py.Saved = .save();
-        _ = c.PyContext_Exit(context);
-        saved.restore();
-        return error.Python;
-    };
-    py.decref(value);
-    try py.checkInt(c.PyContext_Exit(context));
+    py.decref(try py.check(result));
 }
 
 fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
@@ -350,7 +344,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     if (kind == .timer) py.clear(&timerOf(object).when_object);
     const recycled = if (comptime py.can_recycle) loop.handle_pool.put(object) else false;
     if (!recycled) free(object);
-    // Last: this can be the loop's end, which empties the pool the handle now waits on.
+    // Last: this can be the loop's end, which empties the pool that the handle now waits in.
     py.decref(loop.object());
 }
 

@@ -74,7 +74,7 @@ fn writelines(object: *Object, list: *Object) py.Error!*Object {
     const self = stream.of(object);
     if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call writelines() after write_eof()");
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to writelines; sendfile is in progress");
-    var pieces: transport.Pieces = try .take(list, gpa);
+    var pieces: transport.Pieces = try .take(list);
     defer pieces.deinit();
     if (pieces.list.items.len == 0 or try isLost(self)) return py.newNone();
     if (self.loop.core.isForked()) dropParents(self);

@@ -41,7 +41,7 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
 
 fn writelines(object: *Object, list: *Object) py.Error!*Object {
     const self = tls.of(object);
-    var pieces: transport.Pieces = try .take(list, gpa);
+    var pieces: transport.Pieces = try .take(list);
     defer pieces.deinit();
     if (pieces.list.items.len == 0 or try isOver(self)) return py.newNone();
     for (pieces.list.items) |piece| try writeBytes(self, piece);

@@ -14,6 +14,7 @@ const State = @import("state.zig").State;
 const Name = @import("state.zig").Name;
 
 const Object = py.Object;
+const gpa = @import("loop_type.zig").gpa;
 
 /// The socket that a transport holds, for its traverse function. A plain one refers to nothing, and is
 /// hidden from the garbage collector: found together with its transport it would be finalized, which
@@ -129,11 +130,10 @@ pub fn copyOfView(view: *const c.Py_buffer) py.Error!*Object {
 /// What `writelines()` was given: bytes objects that are not empty. Owns a reference to each.
 pub const Pieces = struct {
     list: std.ArrayList(*Object) = .empty,
-    gpa: std.mem.Allocator,
 
     /// All pieces are taken before any is written: a bad one leaves nothing half written.
-    pub fn take(given: *Object, gpa: std.mem.Allocator) py.Error!Pieces {
-        var self: Pieces = .{ .gpa = gpa };
+    pub fn take(given: *Object) py.Error!Pieces {
+        var self: Pieces = .{};
         errdefer self.deinit();
         const iterator = try py.check(c.PyObject_GetIter(given));
         defer py.decref(iterator);
@@ -149,7 +149,7 @@ pub const Pieces = struct {
 
     pub fn deinit(self: *Pieces) void {
         for (self.list.items) |piece| py.decref(piece);
-        self.list.deinit(self.gpa);
+        self.list.deinit(gpa);
     }
 };
 
