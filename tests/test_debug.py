@@ -29,9 +29,9 @@ def test_the_interpreters_switches_are_honoured(loop_name, switch):
         loop.close()
     """
     if switch.startswith("-"):
-        output = run_program(loop_name, program, switch)
+        output = run_program(loop_name, program, switch, check=True)
     else:
-        output = run_program(loop_name, program, env={**child_env(), switch: "1"})
+        output = run_program(loop_name, program, env={**child_env(), switch: "1"}, check=True)
     assert output.stdout == "True\n"
 
 

@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 
-def child(loop_name: str, body: str, *, count: int = 1) -> str:
+def child(loop_name: str, body: str) -> str:
     """Run a program of its own: it forks, and what both halves print is the result."""
     program = textwrap.dedent(
         """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import pytest
 from harness import run_program
+
+#: Under the limit of a test, so that a hang shows what the program said.
+program = functools.partial(run_program, timeout=40)
 
 INTERPRETERS = """
 try:
@@ -52,7 +56,7 @@ os.write(1, b"interpreter done\\\\n")
     sys.version_info < (3, 12), reason="asyncio's C module refuses subinterpreters before 3.12"
 )
 def test_a_loop_in_a_subinterpreter(loop_name):
-    done = run_program(
+    done = program(
         loop_name,
         INTERPRETERS
         + """
@@ -74,7 +78,7 @@ print("main done")
     sys.version_info < (3, 12), reason="asyncio's C module refuses subinterpreters before 3.12"
 )
 def test_both_interpreters_have_loops_and_one_spawns(loop_name):
-    done = run_program(
+    done = program(
         loop_name,
         INTERPRETERS
         + """
@@ -97,7 +101,7 @@ print("main done")
 
 @pytest.mark.parametrize("state", ["idle", "busy", "timers", "streams"])
 def test_a_daemon_thread_at_exit(loop_name, state):
-    done = run_program(
+    done = program(
         loop_name,
         f"""
 state = {state!r}
@@ -141,7 +145,7 @@ print("main thread leaves")
 
 
 def test_an_open_loop_at_exit(loop_name):
-    done = run_program(
+    done = program(
         loop_name,
         """
 loop = factory()
@@ -163,7 +167,7 @@ print("leaves with everything open")
 
 
 def test_sys_exit_inside_a_callback_leaves_the_process(loop_name):
-    done = run_program(
+    done = program(
         loop_name,
         """
 loop = factory()
@@ -175,7 +179,7 @@ loop.run_forever()
 
 
 def test_a_loop_made_at_exit(loop_name):
-    done = run_program(
+    done = program(
         loop_name,
         """
 import atexit
@@ -194,7 +198,7 @@ atexit.register(last)
 def test_the_module_can_be_imported_again(loop_name):
     if loop_name.startswith("asyncio"):
         pytest.skip("asyncio itself cannot be imported twice")
-    done = run_program(
+    done = program(
         loop_name,
         """
 for _ in range(3):
