@@ -49,7 +49,7 @@ HOOKS = (
     _hook(
         _LOOP, Need.HAS, "_run_forever_setup _run_forever_cleanup", "the run around the turns", since=(3, 13)
     ),
-    _hook(_LOOP, Need.CALLS, "_check_closed", "a forked child's copy of a loop refuses like a closed one"),
+    _hook(_LOOP, Need.CALLS, "_check_closed", "the engine knows whether the loop is closed"),
     _hook(_LOOP, Need.CALLS, "_write_to_self", "wakes the engine"),
     _hook(
         _LOOP,
@@ -98,7 +98,9 @@ HOOKS = (
     _hook("asyncio.constants", Need.HAS, "SSL_SHUTDOWN_TIMEOUT", "its times in seconds", since=(3, 11)),
     _hook("asyncio.base_events", Need.HAS, "_check_ssl_socket", "refuses SSL sockets with asyncio's words"),
     _hook("asyncio.unix_events", Need.HAS, "os", "where sendfile() is looked for"),
+    _hook("asyncio.selector_events", Need.HAS, "selectors", "whose select() may be gevent's or eventlet's"),
     # Names.
+    _hook("concurrent.futures.thread", Need.HAS, "threading queue", "what lookups get their threads from"),
     _hook("asyncio.base_events", Need.HAS, "socket", "where getaddrinfo() is looked up, and may be replaced"),
     _hook(_LOOP, Need.HAS, "_getaddrinfo_debug", "reports slow lookups in debug mode"),
     # Streams, fed natively.

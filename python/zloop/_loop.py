@@ -11,7 +11,9 @@ import asyncio
 import selectors
 import socket
 import sys
-from asyncio import base_events, constants, format_helpers, trsock
+import traceback
+import types
+from asyncio import base_events, constants, format_helpers, selector_events, trsock
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,10 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         super().__init__(selector if selector is not None else _Watched(self))
         self._tls_engine: str | None = None
+        # As the selectors see it that asyncio uses.
+        select = selector_events.selectors.select.select  # type: ignore[attr-defined]
+        if not isinstance(select, types.BuiltinFunctionType):
+            self._select = select
         try:
             self._tls_wanted = _tls.wanted()
             if self._tls_wanted == "native":
@@ -45,16 +51,30 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
 
     # Life cycle.
 
+    def run_until_complete(self, future: Any) -> Any:
+        """asyncio.loop.run_until_complete()."""
+        # Before a task is made of a coroutine, which would be left behind.
+        self._check_usable()
+        return super().run_until_complete(future)
+
     if sys.version_info >= (3, 13):  # pragma: >=3.13 cover
 
         def run_forever(self) -> None:
             """asyncio.loop.run_forever()."""
+            self._check_usable()
             # Set up outside the try: a refused second run must not end the first.
             self._run_forever_setup()
             try:
                 self._run_once()
             finally:
                 self._run_forever_cleanup()
+
+    else:  # pragma: <3.13 cover
+
+        def run_forever(self) -> None:
+            """asyncio.loop.run_forever()."""
+            self._check_usable()
+            super().run_forever()
 
     def close(self) -> None:
         """asyncio.loop.close(): drops what is queued; transports still open are abandoned."""
@@ -175,7 +195,9 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             base_events.logger.warning("Executing %s took %.3f seconds", text, duration)
 
     def _extract_stack(self) -> Any:
-        return format_helpers.extract_stack(sys._getframe(1))
+        caller = sys._getframe().f_back
+        # A thread that is not Python's own can call without a frame.
+        return traceback.StackSummary() if caller is None else format_helpers.extract_stack(caller)
 
     # Pipes.
 

@@ -266,6 +266,12 @@ pub extern fn PyException_SetTraceback(*PyObject, *PyObject) c_int;
 pub extern fn PyEval_SaveThread() *anyopaque;
 pub extern fn PyEval_RestoreThread(*anyopaque) void;
 pub extern fn PyThread_get_thread_ident() c_ulong;
+pub extern fn PyThread_allocate_lock() ?*anyopaque;
+pub extern fn PyThread_free_lock(*anyopaque) void;
+pub extern fn PyThread_acquire_lock(*anyopaque, wait: c_int) c_int;
+pub extern fn PyThread_acquire_lock_timed(*anyopaque, microseconds: c_longlong, interruptible: c_int) c_int;
+pub extern fn PyThread_release_lock(*anyopaque) void;
+pub const PY_LOCK_ACQUIRED = 1;
 
 pub extern fn PyBytes_FromStringAndSize(?[*]const u8, Ssize) ?*PyObject;
 pub extern fn _PyBytes_Resize(*?*PyObject, Ssize) c_int;

@@ -97,7 +97,7 @@ const vtable: Source.VTable = .{ .ready = ready, .step = step, .is_transport = t
 /// `_make_datagram_transport(sock, protocol, address=None, waiter=None, extra=None)`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
-    try loop.checkClosed();
+    try loop.checkUsable();
     const given = try args.parse("_make_datagram_transport", &.{ "sock", "protocol", "address", "waiter", "extra" }, .{ .required = 2 }, argv, names);
     const sock = given[0].?;
     const fd = try loop_fds.ensureNoTransport(loop, sock);

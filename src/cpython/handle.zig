@@ -9,8 +9,10 @@
 //! lets them go when it has run, is cancelled, or the loop closes. So a handle that somebody keeps
 //! closes no reference cycle, and handles need not be tracked by the garbage collector, which
 //! otherwise costs more than running them: a queue's owner shows the collector what its handles
-//! hold (`traverseQueued`). Handles registered for descriptors live long and are tracked.
-//! Free-threaded builds track all.
+//! hold (`traverseQueued`). A handle that somebody else holds too, perhaps in a cycle that leads back to
+//! the loop, must be known by itself: those that wait in a loop which does not run are tracked (`track`), and
+//! only such a loop can be garbage. Handles registered for descriptors live long and are tracked. Free-threaded
+//! builds track all.
 //!
 //! Only the loop's thread runs handles, and cancels them: in a free-threaded build another thread that
 //! calls cancel() by mistake leaves a mark only, which the loop's thread sees when their time comes.
@@ -72,6 +74,8 @@ pub const Fields = extern struct {
     mark: exclusion.Mark,
     /// Registered for a descriptor: runs each time that is ready, until it is removed.
     lasting: bool,
+    /// The garbage collector knows it.
+    is_tracked: bool,
     /// The context is one that other handles hold too, see `handle_context.zig`.
     shares_context: bool,
 
@@ -144,6 +148,7 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     self.kind = kind;
     self.mark = .idle;
     self.lasting = false;
+    self.is_tracked = false;
     self.shares_context = context.is_shared;
     self.source_traceback = null;
     self.repr = null;
@@ -161,7 +166,7 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
         };
     }
     self.args_count = @intCast(parsed.args.len);
-    if (comptime tracked) c.PyObject_GC_Track(object);
+    if (tracked or !loop.isRunning()) track(object);
     return object;
 }
 
@@ -169,7 +174,18 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
 pub fn makeLasting(object: *Object) py.Error!void {
     try ownContext(of(object));
     of(object).lasting = true;
-    if (!tracked) c.PyObject_GC_Track(object);
+    track(object);
+}
+
+/// A handle of a queue that others hold, too.
+pub fn trackIfShared(object: *Object) void {
+    if (!py.isUnique(object)) track(object);
+}
+
+pub fn track(object: *Object) void {
+    if (of(object).is_tracked) return;
+    of(object).is_tracked = true;
+    c.PyObject_GC_Track(object);
 }
 
 fn ownContext(self: *Fields) py.Error!void {
@@ -279,8 +295,8 @@ pub inline fn endRun(object: *Object) void {
     if (comptime exclusion.enabled) if (of(object).kind == .threadsafe) exclusion.end(&of(object).mark);
 }
 
-fn waitUntilRun(self: *Fields) void {
-    if (self.loop().isForeignThread()) exclusion.wait(&self.mark);
+fn waitUntilRun(self: *Fields) py.Error!void {
+    if (self.loop().isForeignThread()) try exclusion.wait(&self.mark);
 }
 
 fn cancel(object: *Object) py.Error!*Object {
@@ -313,12 +329,12 @@ fn cancelThreadsafe(object: *Object) py.Error!*Object {
         waitUntilRun(self);
         return result;
     }
-    waitUntilRun(self);
+    try waitUntilRun(self);
     return cancel(object);
 }
 
 fn getCancelledThreadsafe(object: *Object) py.Error!*Object {
-    waitUntilRun(of(object));
+    try waitUntilRun(of(object));
     return getCancelled(object);
 }
 
@@ -334,7 +350,7 @@ fn letGo(object: *Object) void {
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
-    if (tracked or self.lasting) c.PyObject_GC_UnTrack(object);
+    if (self.is_tracked) c.PyObject_GC_UnTrack(object);
     if (weakrefs(object) != null) c.PyObject_ClearWeakRefs(object);
     finish(object);
     py.clear(&self.source_traceback);
@@ -358,10 +374,10 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     try visitor.object(self.repr);
 }
 
-/// For the owner of a queue: what one of its handles holds. A handle that only the queue refers to
-/// is part of the queue's owner; one that others keep counts as theirs until it has run.
+/// For the owner of a queue: what one of its handles holds. An untracked handle that only the queue refers to
+/// is part of the queue's owner; one that others keep counts as theirs until it has run, or the loop stops.
 pub fn traverseQueued(object: *Object, visitor: py.Visitor) error{Stop}!void {
-    if (tracked or of(object).lasting) return visitor.object(object);
+    if (of(object).is_tracked) return visitor.object(object);
     if (!py.isUnique(object)) return;
     try visitor.object(@ptrCast(py.typeOf(object)));
     try traverseFields(object, visitor);

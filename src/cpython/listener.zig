@@ -79,7 +79,7 @@ const Layout = py.Layout(Fields, @sizeOf(c.PyObject));
 /// `_start_serving(protocol_factory, sock, sslcontext, server, backlog, …timeouts)`.
 pub fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
-    try loop.checkClosed();
+    try loop.checkUsable();
     const slots_given = try args.parse("_start_serving", &.{
         "protocol_factory", "sock", "sslcontext", "server", "backlog", "ssl_handshake_timeout", "ssl_shutdown_timeout",
     }, .{ .required = 2 }, argv, names);

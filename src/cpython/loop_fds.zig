@@ -71,7 +71,7 @@ fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type
         }
 
         fn register(loop: *LoopFields, fd: core.sys.fd_t, parsed: args.Callback) py.Error!*Object {
-            try loop.checkClosed();
+            try loop.checkUsable();
             if (parsed.context != null) {
                 return py.raise(c.PyExc_TypeError, name ++ "() got an unexpected keyword argument 'context'");
             }

@@ -19,7 +19,7 @@ const Object = py.Object;
 fn makeSocketTransport(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
     const slots = try args.parse("_make_socket_transport", &.{ "sock", "protocol", "waiter", "extra", "server" }, .{ .required = 2, .positional_max = 3 }, argv, names);
-    try loop.checkClosed();
+    try loop.checkUsable();
     const sock = slots[0].?;
     const fd = try loop_fds.ensureNoTransport(loop, sock);
     core.sys.setNoDelay(fd);

@@ -46,6 +46,9 @@ pub const Fields = struct {
     thread_state: ?*anyopaque = null,
     current_handle: ?*Object = null,
     task_factory: ?*Object = null,
+    /// A `select.select()` that somebody has put in the place of the real one, to run other things meanwhile
+    /// (gevent, eventlet): the loop waits by it.
+    select: ?*Object = null,
     task_keywords: loop_tasks.Keywords = .{},
     contexts: handle_context.Shared,
     handle_pool: handle_pool.Pool = .{},
@@ -95,6 +98,28 @@ pub const Fields = struct {
         return self.handle_pool.patienceNs();
     }
 
+    pub inline fn waitElsewhere(self: *Fields, fd: core.sys.fd_t, wait_ns: ?u64) Error!?u64 {
+        const function = self.select orelse return wait_ns;
+        try waitBy(function, fd, wait_ns);
+        return 0;
+    }
+
+    /// `select.select([fd], [], [], timeout)`. Closing the loop is refused while it runs, so the reactor stays.
+    fn waitBy(given: *Object, fd: core.sys.fd_t, wait_ns: ?u64) py.Error!void {
+        @branchHint(.cold);
+        const function = py.newRef(given);
+        defer py.decref(function);
+        const number = try py.newInt(fd);
+        defer py.decref(number);
+        const readers = try py.newTuple(.{number});
+        defer py.decref(readers);
+        const nothing = try py.newTuple(.{});
+        defer py.decref(nothing);
+        const timeout = if (wait_ns) |ns| try py.newFloat(core.clock.toSeconds(ns)) else py.newNone();
+        defer py.decref(timeout);
+        py.decref(try py.call(function, .{ readers, nothing, nothing, timeout }));
+    }
+
     pub fn beforeWait(self: *Fields) void {
         self.thread_state = c.PyEval_SaveThread();
     }
@@ -109,8 +134,13 @@ pub const Fields = struct {
         return core.clock.nowNs();
     }
 
-    /// Python's own signal handlers run here; what they raise ends the run.
-    pub fn interrupted(_: *Fields) Error!void {
+    pub inline fn isStopping(self: *const Fields) bool {
+        return self.stopping;
+    }
+
+    /// Python's own signal handlers run here; what they raise ends the run. Callbacks in Python look at signals by
+    /// themselves, those in C do not: without this a signal that arrives during one would be seen by nobody.
+    pub inline fn checkSignals(_: *Fields) Error!void {
         try py.checkInt(c.PyErr_CheckSignals());
     }
 
@@ -191,15 +221,25 @@ pub const Fields = struct {
         py.decref(try py.callMethod(self.object(), self.state.name(._method_failed), .{ method, argument, exception }));
     }
 
+    pub inline fn isRunning(self: *const Fields) bool {
+        return @atomicLoad(c_ulong, &self.thread_id, .monotonic) != 0;
+    }
+
     /// Whether the loop runs in another thread than this.
     pub fn isForeignThread(self: *const Fields) bool {
         const id = @atomicLoad(c_ulong, &self.thread_id, .monotonic);
         return id != 0 and id != c.PyThread_get_thread_ident();
     }
 
+    /// What may be queued only, never run, a forked child's copy takes as asyncio's does.
     pub fn checkClosed(self: *const Fields) py.Error!void {
         if (self.closed) return raise.fromCore(error.Closed);
-        if (self.core.isForked()) return raise.fromCore(error.Forked);
+    }
+
+    /// Before anything that runs the loop or touches the kernel for it.
+    pub fn checkUsable(self: *const Fields) py.Error!void {
+        try self.checkClosed();
+        if (self.core.isParents()) return raise.fromCore(error.Forked);
     }
 
     pub fn readBuffer(self: *Fields) py.Error![]u8 {
@@ -272,13 +312,12 @@ pub const Fields = struct {
             py.decref(object_);
         }
         while (self.dirty.pop()) |source| py.decref(source.object);
-        const forked = self.core.isForked();
-        if (self.core.reactor) |*reactor| {
+        // Releasing can close the reactor, by a finalizer: look each time.
+        while (true) {
+            const reactor = if (self.core.isForked()) null else if (self.core.reactor) |*open| open else null;
             var silent: SilentReactor = .{};
-            while (true) {
-                const watch = (if (forked) self.core.watches.popAny(&silent) else self.core.watches.popAny(reactor)) orelse break;
-                py.decref(Source.ofWatch(watch).object);
-            }
+            const watch = (if (reactor) |own| self.core.watches.popAny(own) else self.core.watches.popAny(&silent)) orelse break;
+            py.decref(Source.ofWatch(watch).object);
         }
         py.clear(&self.current_handle);
         self.dropRunState();
@@ -317,6 +356,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     self.closed = true;
     self.release();
     py.clear(&self.task_factory);
+    py.clear(&self.select);
     self.core.deinit();
     self.dirty.deinit(gpa);
     self.write_pool.deinit(gpa);
@@ -328,25 +368,30 @@ fn dealloc(object: *Object) callconv(.c) void {
     py.decref(module);
 }
 
-/// A longer queue is not shown to the garbage collector, whose every run would go through it. What
-/// it holds then counts as in use, so a loop dropped unclosed with so much pending is never found.
-const traverse_count_max = 1024;
+/// A longer queue of a running loop, which cannot be garbage, is not shown to the garbage collector, whose every
+/// run would go through it.
+const traverse_running_max = 1024;
+/// So much of the queue of a loop that does not run is shown: each end of a run looks at it. A loop dropped unclosed
+/// with more pending counts as in use and is never found.
+const traverse_count_max = 64 * 1024;
 
 fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
     try visitor.object(self.module);
-    if (self.core.ready.len <= traverse_count_max) for (0..self.core.ready.len) |i| {
+    const count_max: usize = if (self.isRunning()) traverse_running_max else traverse_count_max;
+    if (self.core.ready.len <= count_max) for (0..self.core.ready.len) |i| {
         const work = self.core.ready.at(i);
         if (work.kind() == .handle) try handle.traverseQueued(work.handle(), visitor) else try visitor.object(work.object());
     };
     const timers = self.core.timers.entries.items;
-    if (timers.len <= traverse_count_max) for (timers) |entry| try handle.traverseQueued(handle.ofTimer(entry.timer), visitor);
+    if (timers.len <= count_max) for (timers) |entry| try handle.traverseQueued(handle.ofTimer(entry.timer), visitor);
     for (self.core.watches.slots.items) |slot| {
         if (slot) |watch| try visitor.object(Source.ofWatch(watch).object);
     }
     for (0..self.dirty.len) |i| try visitor.object(self.dirty.at(i).object);
     try visitor.object(self.current_handle);
     try visitor.object(self.task_factory);
+    try visitor.object(self.select);
     try visitor.object(self.task_keywords.plain);
     try visitor.object(self.task_keywords.eager);
     try visitor.object(self.contexts.latest);
@@ -356,17 +401,23 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 fn clearFields(object: *Object) callconv(.c) c_int {
     of(object).release();
     py.clear(&of(object).task_factory);
+    py.clear(&of(object).select);
     return 0;
 }
 
 fn runOnce(object: *Object) py.Error!*Object {
     const self = of(object);
-    try self.checkClosed();
+    try self.checkUsable();
     try loop_time.lookAtClass(self);
     self.core.beginRun();
     defer self.dropRunState();
     while (true) {
-        self.core.turn(self, self.stopping) catch |err| return raise.fromCore(err);
+        self.core.turn(self) catch |err| {
+            // sys.exit() in a child that forked inside a callback: whoever called run_forever() will want to run
+            // the loop to its end, as asyncio.run() does, before the process exits with that status.
+            if (err == error.Python and self.core.isParents() and py.isExit()) self.core.runInChild();
+            return raise.fromCore(err);
+        };
         if (self.stopping or self.closed) return py.newNone();
     }
 }
@@ -390,7 +441,7 @@ fn stop(object: *Object) py.Error!*Object {
 }
 
 fn isRunning(object: *Object) py.Error!*Object {
-    return py.newBool(of(object).thread_id != 0);
+    return py.newBool(of(object).isRunning());
 }
 
 fn isClosed(object: *Object) py.Error!*Object {
@@ -415,6 +466,11 @@ fn checkClosedMethod(object: *Object) py.Error!*Object {
     return py.newNone();
 }
 
+fn checkUsableMethod(object: *Object) py.Error!*Object {
+    try of(object).checkUsable();
+    return py.newNone();
+}
+
 /// Properties that asyncio's own methods assign.
 fn flag(comptime field: []const u8) c.PyGetSetDef {
     const Access = struct {
@@ -434,10 +490,22 @@ fn getThreadId(object: *Object) py.Error!*Object {
     return py.check(c.PyLong_FromUnsignedLong(id));
 }
 
+/// The run is over: a loop that does not run can be garbage, together with those who keep handles of it.
+fn trackQueued(self: *Fields) void {
+    const ready_count = @min(self.core.ready.len, traverse_count_max);
+    for (0..ready_count) |i| {
+        const work = self.core.ready.at(i);
+        if (work.kind() == .handle) handle.trackIfShared(work.handle());
+    }
+    const timers = self.core.timers.entries.items;
+    for (timers[0..@min(timers.len, traverse_count_max)]) |entry| handle.trackIfShared(handle.ofTimer(entry.timer));
+}
+
 fn setThreadId(object: *Object, value: ?*Object) py.Error!void {
     const given = value orelse py.none();
     if (given == py.none()) {
         of(object).thread_id = 0;
+        trackQueued(of(object));
         return;
     }
     const id = c.PyLong_AsUnsignedLong(given);
@@ -452,6 +520,14 @@ fn getCurrentHandle(object: *Object) py.Error!*Object {
 fn setCurrentHandle(object: *Object, value: ?*Object) py.Error!void {
     const kept = if (value) |v| (if (v == py.none()) null else py.newRef(v)) else null;
     py.replace(&of(object).current_handle, kept);
+}
+
+fn setSelect(object: *Object, value: ?*Object) py.Error!void {
+    py.replace(&of(object).select, if (value) |given| py.newRef(given) else null);
+}
+
+fn getSelect(object: *Object) py.Error!*Object {
+    return py.newRef(of(object).select orelse py.none());
 }
 
 /// A list of the handles that wait to run, for tools that look at `_ready`; changing it changes
@@ -483,7 +559,8 @@ fn ignoreAssignment(_: *Object, _: ?*Object) py.Error!void {}
 const methods = [_]c.PyMethodDef{
     py.Method.noArgs("_run_once", runOnce, "_run_once($self)\n--\n\nRuns turns until the loop is stopped; asyncio's run_forever calls it."),
     py.Method.noArgs("_release", releaseMethod, "_release($self)\n--\n\nDrops all queued work and closes the reactor."),
-    py.Method.noArgs("_check_closed", checkClosedMethod, "_check_closed($self)\n--\n\nRaises RuntimeError if the loop is closed or the parent process's."),
+    py.Method.noArgs("_check_closed", checkClosedMethod, "_check_closed($self)\n--\n\nRaises RuntimeError if the loop is closed."),
+    py.Method.noArgs("_check_usable", checkUsableMethod, "_check_usable($self)\n--\n\nRaises RuntimeError if the loop is closed or the parent process's."),
     py.Method.noArgs("_write_to_self", writeToSelf, "_write_to_self($self)\n--\n\nWakes the loop if it waits; any thread."),
     py.Method.noArgs("_is_forked", isForked, "_is_forked($self)\n--\n\nWhether this is a forked child's copy of its parent's loop."),
     py.Method.noArgs("stop", stop, "stop($self)\n--\n\nasyncio.loop.stop()."),
@@ -500,6 +577,7 @@ const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
     flag("tls_native"),
     py.property("_thread_id", getThreadId, setThreadId),
     py.property("_current_handle", getCurrentHandle, setCurrentHandle),
+    py.property("_select", getSelect, setSelect),
     py.property("_ready", getReady, ignoreAssignment),
     py.property("_scheduled", getScheduled, ignoreAssignment),
     .{},

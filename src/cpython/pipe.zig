@@ -123,7 +123,7 @@ pub const Arguments = struct {
 
 /// A transport whose first step is queued. It owns `arguments.pipe` as soon as it is returned.
 pub fn create(loop: *LoopFields, t: *c.PyTypeObject, vtable: *const Source.VTable, arguments: Arguments) py.Error!*Object {
-    try loop.checkClosed();
+    try loop.checkUsable();
     const context = try py.check(c.PyContext_CopyCurrent());
     const made = c.PyType_GenericAlloc(t, 0) orelse {
         py.decref(context);
@@ -155,7 +155,7 @@ pub fn create(loop: *LoopFields, t: *c.PyTypeObject, vtable: *const Source.VTabl
 
 /// Arms the watch, under a number of our own if the pipe's is taken.
 pub fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
-    try self.loop.checkClosed();
+    try self.loop.checkUsable();
     const watch = &self.source.watch;
     // Whoever watches a duplicate's number has closed a descriptor of that number, and is put out.
     const may_be_shared = watch.armed.isNone() and !self.is_duplicate;
