@@ -272,6 +272,9 @@ pub extern fn PyThread_acquire_lock(*anyopaque, wait: c_int) c_int;
 pub extern fn PyThread_acquire_lock_timed(*anyopaque, microseconds: c_longlong, interruptible: c_int) c_int;
 pub extern fn PyThread_release_lock(*anyopaque) void;
 pub const PY_LOCK_ACQUIRED = 1;
+// Since 3.13; used by free-threaded builds only.
+pub extern fn PyCriticalSection_Begin(section: *anyopaque, object: *PyObject) void;
+pub extern fn PyCriticalSection_End(section: *anyopaque) void;
 
 pub extern fn PyBytes_FromStringAndSize(?[*]const u8, Ssize) ?*PyObject;
 pub extern fn _PyBytes_Resize(*?*PyObject, Ssize) c_int;

@@ -18,6 +18,7 @@ const args = @import("args.zig");
 const datagram_receive = @import("datagram_receive.zig");
 const datagram_send = @import("datagram_send.zig");
 const debug = @import("debug.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_fds = @import("loop_fds.zig");
 const loop_type = @import("loop_type.zig");
@@ -491,7 +492,7 @@ const properties = [_]c.PyGetSetDef{
 
 const members = heap_type.dictAndWeakrefs(Layout, Fields);
 
-pub const spec = heap_type.final("zloop._engine.DatagramTransport", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.DatagramTransport", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_finalize = &finalize,
     .tp_traverse = py.traverse(traverseFields),

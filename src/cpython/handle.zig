@@ -14,8 +14,8 @@
 //! only such a loop can be garbage. Handles registered for descriptors live long and are tracked. Free-threaded
 //! builds track all.
 //!
-//! Only the loop's thread runs handles, and cancels them: in a free-threaded build another thread that
-//! calls cancel() by mistake leaves a mark only, which the loop's thread sees when their time comes.
+//! Only the loop's thread runs handles. Any thread may cancel them (`guard.zig`): what a run needs it has taken
+//! into its own hands before the call.
 
 const std = @import("std");
 const core = @import("core");
@@ -25,6 +25,7 @@ const py = @import("py.zig");
 const args_ = @import("args.zig");
 const contexts = @import("handle_context.zig");
 const exclusion = @import("handle_exclusion.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const State = @import("state.zig").State;
@@ -236,7 +237,6 @@ fn tupleOf(items: []const *Object) py.Error!*Object {
 /// `afterCall` when it has looked at what came of it.
 pub inline fn call(object: *Object) py.Error!void {
     const self = of(object);
-    if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .seq_cst)) return;
     if (self.shares_context) {
         try contexts.take(&self.loop().contexts, &self.context);
         self.shares_context = false;
@@ -250,10 +250,18 @@ pub inline fn call(object: *Object) py.Error!void {
 
 inline fn callEntered(self: *Fields, callback: *Object) py.Error!void {
     const result = if (self.args_count == 0)
-        c.PyObject_CallNoArgs(callback)
+        callOutside(self.loop_object, c.PyObject_CallNoArgs, .{callback})
     else
         callWithArgs(self, callback);
     py.decref(try py.check(result));
+}
+
+/// Other threads get at the loop while a callback runs.
+inline fn callOutside(loop_object: *Object, comptime function: anytype, arguments: anytype) ?*Object {
+    if (comptime !guard.enabled) return @call(.auto, function, arguments);
+    const left = guard.leave(loop_object);
+    defer left.comeBack(loop_object);
+    return @call(.auto, function, arguments);
 }
 
 fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
@@ -262,12 +270,12 @@ fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
         const tuple = py.newRef(self.args[0] orelse py.none());
         defer py.decref(tuple);
         if (!py.isExact(tuple, &c.PyTuple_Type)) return py.returned(py.raise(c.PyExc_TypeError, "a handle's arguments have been replaced"));
-        return c.PyObject_Call(callback, tuple, null);
+        return callOutside(self.loop_object, c.PyObject_Call, .{ callback, tuple, null });
     }
     var stack: [args_inline_max + 1]?*Object = undefined;
     for (self.args[0..count], 1..) |arg, i| stack[i] = py.newRef(arg orelse py.none());
     defer for (stack[1..][0..count]) |arg| py.decref(arg.?);
-    return c.PyObject_Vectorcall(callback, stack[1..].ptr, count | py.arguments_offset, null);
+    return callOutside(self.loop_object, c.PyObject_Vectorcall, .{ callback, @as([*]const ?*Object, stack[1..].ptr), count | py.arguments_offset, null });
 }
 
 pub inline fn afterCall(object: *Object) void {
@@ -302,10 +310,6 @@ fn waitUntilRun(self: *Fields) py.Error!void {
 fn cancel(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.cancelled) return py.newNone();
-    if (comptime config.gil_disabled) if (self.loop().isForeignThread()) {
-        @atomicStore(bool, &self.cancelled, true, .seq_cst);
-        return py.newNone();
-    };
     self.cancelled = true;
     if (self.loop().debug and self.repr == null) {
         // A callback that cannot be shown raises here, as in asyncio, and is cancelled all the same.
@@ -322,14 +326,7 @@ fn cancel(object: *Object) py.Error!*Object {
 }
 
 fn cancelThreadsafe(object: *Object) py.Error!*Object {
-    const self = of(object);
-    // Without a GIL the mark comes first: a run that begins now sees it, or is waited for.
-    if (comptime config.gil_disabled) {
-        const result = cancel(object);
-        waitUntilRun(self);
-        return result;
-    }
-    try waitUntilRun(self);
+    try waitUntilRun(of(object));
     return cancel(object);
 }
 
@@ -486,13 +483,20 @@ const timer_properties = shared_properties ++ [_]c.PyGetSetDef{
     .{},
 };
 
+fn loopObjectOf(object: *Object) ?*Object {
+    return of(object).loop_object;
+}
+
+/// A handle that goes is in no queue: it only lets go of what it holds.
+const guarded: guard.Guard = .{ .loop_of = loopObjectOf, .open = &.{ "tp_dealloc", "tp_clear" } };
+
 fn specOf(
     comptime name: [:0]const u8,
     comptime size: usize,
     comptime method_table: []const c.PyMethodDef,
     comptime property_table: []const c.PyGetSetDef,
 ) c.PyType_Spec {
-    return heap_type.final(name, size, .{
+    return heap_type.final(name, size, guarded, .{
         .tp_dealloc = &dealloc,
         .tp_traverse = py.traverse(traverseFields),
         .tp_clear = &clearFields,

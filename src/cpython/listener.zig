@@ -8,6 +8,7 @@ const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_fds = @import("loop_fds.zig");
 const loop_type = @import("loop_type.zig");
@@ -309,7 +310,7 @@ fn clearFields(object: *Object) callconv(.c) c_int {
     return 0;
 }
 
-pub const spec = heap_type.final("zloop._engine.Listener", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.Listener", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_traverse = py.traverse(traverseFields),
     .tp_clear = &clearFields,

@@ -7,10 +7,12 @@
 const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
+const config = @import("config");
 const py = @import("py.zig");
 const raise = @import("raise.zig");
 const datagram_receive = @import("datagram_receive.zig");
 const debug = @import("debug.zig");
+const guard = @import("guard.zig");
 const handle = @import("handle.zig");
 const handle_context = @import("handle_context.zig");
 const handle_pool = @import("handle_pool.zig");
@@ -485,7 +487,7 @@ fn flag(comptime field: []const u8) c.PyGetSetDef {
 }
 
 fn getThreadId(object: *Object) py.Error!*Object {
-    const id = of(object).thread_id;
+    const id = @atomicLoad(c_ulong, &of(object).thread_id, .monotonic);
     if (id == 0) return py.newNone();
     return py.check(c.PyLong_FromUnsignedLong(id));
 }
@@ -504,13 +506,14 @@ fn trackQueued(self: *Fields) void {
 fn setThreadId(object: *Object, value: ?*Object) py.Error!void {
     const given = value orelse py.none();
     if (given == py.none()) {
-        of(object).thread_id = 0;
-        trackQueued(of(object));
+        @atomicStore(c_ulong, &of(object).thread_id, 0, .monotonic);
+        // Without a GIL all handles are tracked.
+        if (comptime !config.gil_disabled) trackQueued(of(object));
         return;
     }
     const id = c.PyLong_AsUnsignedLong(given);
     if (c.PyErr_Occurred() != null) return error.Python;
-    of(object).thread_id = id;
+    @atomicStore(c_ulong, &of(object).thread_id, id, .monotonic);
 }
 
 fn getCurrentHandle(object: *Object) py.Error!*Object {
@@ -536,7 +539,9 @@ fn getReady(object: *Object) py.Error!*Object {
     const self = of(object);
     const list = try py.check(c.PyList_New(0));
     errdefer py.decref(list);
-    for (0..self.core.ready.len) |i| {
+    // Without a GIL another thread can get in at each append.
+    var i: usize = 0;
+    while (i < self.core.ready.len) : (i += 1) {
         const work = self.core.ready.at(i);
         if (work.kind() == .handle) try py.checkInt(c.PyList_Append(list, work.object()));
     }
@@ -547,8 +552,9 @@ fn getScheduled(object: *Object) py.Error!*Object {
     const self = of(object);
     const list = try py.check(c.PyList_New(0));
     errdefer py.decref(list);
-    for (self.core.timers.entries.items) |entry| {
-        try py.checkInt(c.PyList_Append(list, handle.ofTimer(entry.timer)));
+    var i: usize = 0;
+    while (i < self.core.timers.entries.items.len) : (i += 1) {
+        try py.checkInt(c.PyList_Append(list, handle.ofTimer(self.core.timers.entries.items[i].timer)));
     }
     return list;
 }
@@ -583,7 +589,41 @@ const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
     .{},
 };
 
-pub const spec = heap_type.base("zloop._engine.Loop", Layout.size, .{
+fn itself(object: *Object) ?*Object {
+    return object;
+}
+
+const guarded: guard.Guard = .{
+    .loop_of = itself,
+    .open = &.{
+        // Nobody else has the object any more.
+        "tp_dealloc",
+        // What it sets is guarded, or single words.
+        "tp_setattro",
+        // By way of the inbox.
+        "call_soon_threadsafe",
+        "_write_to_self",
+        // Single words, which other threads may ask for while the loop computes.
+        "_check_closed",
+        "_check_usable",
+        "_closed",
+        "_debug",
+        "_is_forked",
+        "_stopping",
+        "_thread_id",
+        "_tls_native",
+        "get_debug",
+        "is_closed",
+        "is_running",
+        "stop",
+        "time",
+        // Touch nothing of the loop's but what its own thread keeps for them, and see `loop_tasks.zig`.
+        "create_future",
+        "create_task",
+    },
+};
+
+pub const spec = heap_type.base("zloop._engine.Loop", Layout.size, guarded, .{
     .tp_new = &new,
     .tp_dealloc = &dealloc,
     .tp_traverse = py.traverse(traverseFields),

@@ -16,7 +16,11 @@ const State = state_.State;
 const Object = py.Object;
 
 fn makeType(module: *Object, spec: *const c.PyType_Spec, base: ?*Object) py.Error!*c.PyTypeObject {
-    return @ptrCast(try py.check(c.PyType_FromModuleAndSpec(module, spec, base)));
+    const made = try py.check(c.PyType_FromModuleAndSpec(module, spec, base));
+    // Every object counts a reference to its type: without a GIL all threads would, in one word. A type lives as long
+    // as the module anyway.
+    if (comptime config.gil_disabled) py.makeImmortal(made);
+    return @ptrCast(made);
 }
 
 fn asyncioClasses(asyncio: *Object, comptime names: anytype) py.Error!*Object {

@@ -15,6 +15,7 @@ const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const args = @import("args.zig");
 const loop_type = @import("loop_type.zig");
@@ -377,7 +378,7 @@ pub fn spec(
     comptime method_table: []const c.PyMethodDef,
     comptime property_table: []const c.PyGetSetDef,
 ) c.PyType_Spec {
-    return heap_type.final(name, Layout.size, .{
+    return heap_type.final(name, Layout.size, guard.byLoop(Layout), .{
         .tp_dealloc = &dealloc,
         .tp_finalize = &finalize,
         .tp_traverse = py.traverse(traverseFields),

@@ -80,6 +80,13 @@ pub inline fn revive(object: *Object) void {
     object.ob_refcnt = 1;
 }
 
+/// The object is never freed, and nobody counts references to it any more.
+pub fn makeImmortal(object: *Object) void {
+    comptime std.debug.assert(config.gil_disabled);
+    object.ob_ref_local = std.math.maxInt(u32);
+    object.ob_ref_shared = 0;
+}
+
 /// Objects can be kept on a free list only where one thread at a time frees them and nobody counts.
 pub const can_recycle = inline_refcounts;
 

@@ -15,6 +15,7 @@ const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
 const fd_watch = @import("fd_watch.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const raise = @import("raise.zig");
@@ -482,7 +483,7 @@ const properties = [_]c.PyGetSetDef{
     .{},
 };
 
-pub const spec = heap_type.final("zloop._engine.SocketWaiter", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.SocketWaiter", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_traverse = py.traverse(traverseFields),
     .tp_clear = &clearFields,

@@ -14,6 +14,7 @@ const c = @import("c.zig");
 const py = @import("py.zig");
 const address = @import("address.zig");
 const debug = @import("debug.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const stream_close = @import("stream_close.zig");
@@ -466,7 +467,7 @@ const properties = [_]c.PyGetSetDef{
 
 const members = heap_type.dictAndWeakrefs(Layout, Fields);
 
-pub const spec = heap_type.final("zloop._engine.StreamTransport", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.StreamTransport", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_finalize = &stream_close.finalize,
     .tp_traverse = py.traverse(traverseFields),

@@ -23,6 +23,7 @@ const std = @import("std");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const openssl = @import("openssl.zig");
@@ -460,7 +461,7 @@ const properties = [_]c.PyGetSetDef{
 
 const members = heap_type.dictAndWeakrefs(Layout, Fields);
 
-pub const spec = heap_type.final("zloop._engine.SSLTransport", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.SSLTransport", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_finalize = &finalize,
     .tp_traverse = py.traverse(traverseFields),
