@@ -266,6 +266,7 @@ pub extern fn PyException_SetTraceback(*PyObject, *PyObject) c_int;
 pub extern fn PyEval_SaveThread() *anyopaque;
 pub extern fn PyEval_RestoreThread(*anyopaque) void;
 pub extern fn PyThread_get_thread_ident() c_ulong;
+pub extern fn PyThreadState_SetAsyncExc(thread_id: c_ulong, exception: ?*PyObject) c_int;
 pub extern fn PyThread_allocate_lock() ?*anyopaque;
 pub extern fn PyThread_free_lock(*anyopaque) void;
 pub extern fn PyThread_acquire_lock(*anyopaque, wait: c_int) c_int;

@@ -12,6 +12,7 @@ const py = @import("py.zig");
 const raise = @import("raise.zig");
 const datagram_receive = @import("datagram_receive.zig");
 const debug = @import("debug.zig");
+const eval_breaker = @import("eval_breaker.zig");
 const guard = @import("guard.zig");
 const handle = @import("handle.zig");
 const handle_context = @import("handle_context.zig");
@@ -46,6 +47,8 @@ pub const Fields = struct {
     /// The thread inside run_forever, or 0.
     thread_id: c_ulong = 0,
     thread_state: ?*anyopaque = null,
+    /// What the interpreter wants of that thread.
+    requests: eval_breaker.Requests = .{},
     current_handle: ?*Object = null,
     task_factory: ?*Object = null,
     /// A `select.select()` that somebody has put in the place of the real one, to run other things meanwhile
@@ -142,12 +145,13 @@ pub const Fields = struct {
 
     /// Python's own signal handlers run here; what they raise ends the run. Callbacks in Python look at signals by
     /// themselves, those in C do not: without this a signal that arrives during one would be seen by nobody.
-    pub inline fn checkSignals(_: *Fields) Error!void {
-        try py.checkInt(c.PyErr_CheckSignals());
+    pub inline fn checkSignals(self: *Fields) Error!void {
+        try self.requests.serveSignals();
     }
 
     pub inline fn run(self: *Fields, work: Self.Work) Error!void {
-        const result = if (self.debug) debug.run(self, work) else self.runPlain(work);
+        const ran = if (self.debug) debug.run(self, work) else self.runPlain(work);
+        const result = if (ran) |_| self.requests.serve() else |err| err;
         if (self.dirty.len > 0) {
             // What was written leaves also when the callback ends the run.
             result catch |err| {
@@ -412,6 +416,7 @@ fn runOnce(object: *Object) py.Error!*Object {
     try self.checkUsable();
     try loop_time.lookAtClass(self);
     self.core.beginRun();
+    self.requests = .ofThisThread(self.state.knows_requests);
     defer self.dropRunState();
     while (true) {
         self.core.turn(self) catch |err| {

@@ -160,6 +160,8 @@ pub const State = struct {
     server_attach_takes_transport: bool,
     /// See `handle_context.zig`.
     shares_contexts: bool,
+    /// See `eval_breaker.zig`.
+    knows_requests: bool,
 
     // From ssl, null until the first TLS connection; see `openssl.zig`.
     openssl: @import("openssl.zig").Availability,
@@ -248,6 +250,7 @@ pub fn init(state: *State) py.Error!void {
     state.timeout_error = try importAttribute("asyncio", "TimeoutError");
     state.openssl = .{};
     state.shares_contexts = try @import("handle_context.zig").layoutIsKnown();
+    state.knows_requests = @import("eval_breaker.zig").layoutIsKnown();
     state.server_attach_takes_transport = try attachTakesTransport();
 }
 
