@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import select
 import socket
 import sys
 import time
@@ -774,3 +775,47 @@ def test_runner_with_loop_factory_and_contexts(loop_factory):
         assert runner.run(read()) == "kept by the runner"
         assert runner.get_loop().get_debug()
     assert variable.get() == "unset"
+
+
+@pytest.mark.only_zloop("asyncio waits by a selector")
+def test_a_select_that_somebody_has_replaced_is_what_the_loop_waits_by(loop_factory, monkeypatch):
+    """gevent and eventlet do so to run other things meanwhile."""
+    original = select.select
+    waits: list[Any] = []
+
+    def replaced(readers: Any, writers: Any, errors: Any, timeout: Any) -> Any:
+        waits.append(timeout)
+        if len(waits) == 3:
+            # What runs meanwhile, in the same thread, ends the wait.
+            loop.call_soon_threadsafe(loop.stop)
+        return original(readers, writers, errors, timeout)
+
+    monkeypatch.setattr(select, "select", replaced)
+    loop = loop_factory()
+    assert loop._select is replaced
+    left, right = socket.socketpair()
+    with left, right:
+        loop.call_later(0.001, right.send, b"x")
+        loop.add_reader(left, lambda: (left.recv(1), loop.remove_reader(left)))
+        loop.run_forever()
+    loop.close()
+    assert len(waits) >= 3
+    assert waits[2] is None
+    assert all(timeout is None or 0 <= timeout < 1 for timeout in waits)
+
+
+@pytest.mark.only_zloop("asyncio waits by a selector")
+def test_what_a_replaced_select_raises_ends_the_run(loop_factory, monkeypatch):
+    class Timeout(BaseException):
+        pass
+
+    def replaced(*args: Any) -> Any:
+        raise Timeout
+
+    monkeypatch.setattr(select, "select", replaced)
+    loop = loop_factory()
+    loop.call_later(3600, int)
+    with pytest.raises(Timeout):
+        loop.run_forever()
+    monkeypatch.undo()
+    loop.close()

@@ -303,7 +303,8 @@ def test_a_real_process_leaves_cleanly_by_signal(loop_name, name):
 
 
 # A signal that arrives while a callback in C runs has been noted by the interpreter, but no bytecode and no
-# interrupted system call sees to it. `_thread.interrupt_main()` is such a callback: it notes the signal and returns.
+# interrupted system call sees to it. `_thread.interrupt_main()` is such a callback: it notes the signal and
+# returns.
 
 
 class Interrupted(KeyboardInterrupt):
@@ -339,6 +340,17 @@ def test_a_signal_is_seen_between_turns(loop):
     with handled_by(lambda *args: order.append("handler")):
         loop.run_forever()
     assert order == ["handler", "next turn"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="the interpreter is asked once a turn")
+def test_a_signal_is_seen_between_callbacks_of_a_turn(loop):
+    order: list[str] = []
+    loop.call_soon(_thread.interrupt_main, signal.SIGUSR1)
+    loop.call_soon(order.append, "next callback")
+    loop.call_soon(loop.stop)
+    with handled_by(lambda *args: order.append("handler")):
+        loop.run_forever()
+    assert order == ["handler", "next callback"]
 
 
 @pytest.mark.parametrize("spin", ["callbacks", "reader"])

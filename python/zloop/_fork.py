@@ -1,9 +1,10 @@
 """What a forked child must know: its copies of loops are the parent's, and so is the signal pipe.
 
-A loop of the parent refuses to run in the child. Scheduling callbacks and tasks on it is allowed, as inherited
-signal handlers and callbacks of futures do, and closing it is; neither touches the parent's kernel objects. A
-child that leaves the run in which it forked by an exit may run its copy to the end, by kernel objects of its own.
-A new loop in the child works at once, even when the fork happened inside a callback.
+A loop of the parent refuses to run in the child. Scheduling callbacks and tasks on it is allowed, as
+inherited signal handlers and callbacks of futures do, and so is closing it; neither touches the parent's
+kernel objects. A child that leaves the run in which it forked by an exit may run its copy to the end, by
+kernel objects of its own. A new loop in the child works at once, even when the fork happened inside a
+callback.
 """
 
 from __future__ import annotations

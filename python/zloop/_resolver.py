@@ -10,10 +10,10 @@ import asyncio
 import os
 import queue
 import socket
+import sys
 import threading
 from asyncio import base_events
 from collections.abc import Callable
-from concurrent.futures import thread as executors
 from typing import Any
 
 from . import _engine
@@ -36,7 +36,9 @@ class Pool:
     def __init__(self) -> None:
         # A forked child has none of the threads.
         self.pid = os.getpid()
-        # The modules that asyncio's own threads come from: eventlet has others where programs look.
+        # The modules that the threads of asyncio's executor come from: eventlet has others where programs look.
+        # It has then imported this one, which cannot be imported any more when the interpreter ends.
+        executors: Any = sys.modules.get("concurrent.futures.thread", sys.modules[__name__])
         self._threading: Any = executors.threading
         self._empty: type[Exception] = executors.queue.Empty
         self._jobs: queue.SimpleQueue[_Job | None] = executors.queue.SimpleQueue()

@@ -389,6 +389,9 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
         const work = self.core.ready.at(i);
         if (work.kind() == .handle) try handle.traverseQueued(work.handle(), visitor) else try visitor.object(work.object());
     };
+    // The collector runs while the world stands still: nobody holds the inbox's lock.
+    const posted = self.core.inbox.items.items;
+    if (posted.len <= count_max) for (posted) |work| try handle.traverseQueued(work.handle(), visitor);
     const timers = self.core.timers.entries.items;
     if (timers.len <= count_max) for (timers) |entry| try handle.traverseQueued(handle.ofTimer(entry.timer), visitor);
     for (self.core.watches.slots.items) |slot| {
