@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import sys
 import threading
 import types
 from typing import Any
@@ -364,6 +365,9 @@ def test_lookups_take_their_threads_from_where_asyncio_takes_its_own(run, monkey
     run(main())
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="a child of CPython's knows none of the tasks any more"
+)
 def test_a_forked_childs_exit_may_look_names_up(loop_name):
     """The threads of the parent's lookups are not there."""
     program = """

@@ -341,22 +341,47 @@ def test_ctrl_c_of_a_pool_lets_the_workers_finish(loop_name):
     )
 
 
-#: asyncio.Task in C finds that its loop is not the running one any more.
-task_cannot_leave = pytest.mark.asyncio_bug("hangs", when=sys.version_info >= (3, 14), run=False)
+@pytest.mark.parametrize("way", ["sys.exit(3)", "signal.raise_signal(signal.SIGTERM)"])
+def test_a_child_that_exits_from_a_callback_may_run_its_copy_to_the_end(loop_name, way):
+    output = child(
+        loop_name,
+        f"""
+        def leave(*args):
+            sys.exit(3)
+        signal.signal(signal.SIGTERM, leave)
+        def split():
+            if os.fork() == 0:
+                {way}
+            say("child's exit", os.waitstatus_to_exitcode(os.wait()[1]))
+            loop.stop()
+        async def ends():
+            await asyncio.sleep(0.001)
+            say("ended")
+        loop = factory()
+        loop.call_soon(split)
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(ends())
+            loop.close()
+        """,
+    )
+    assert output == "ended\nchild's exit 3\nended\n"
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="a child of CPython's knows none of the tasks any more"
+)
 @pytest.mark.parametrize(
     ("way", "inside"),
     [
         ("sys.exit(3)", "a callback"),
         ("signal.raise_signal(signal.SIGTERM)", "a callback"),
-        pytest.param("sys.exit(3)", "a task", marks=task_cannot_leave),
+        ("sys.exit(3)", "a task"),
     ],
 )
 def test_an_exit_of_a_child_that_forked_inside_a_run_is_its_exit(loop_name, way, inside):
     """The run is taken to its end as after any exit: tasks are cancelled, generators closed."""
-    if inside == "a task" and sys.version_info >= (3, 14):
-        pytest.skip("CPython's tasks hide an exit in a forked child")
     watches = not loop_name.startswith("asyncio")
     output = child(
         loop_name,

@@ -114,7 +114,7 @@ def test_transports(loop, kind):
                 lambda: (two.get_extra_info("socket"), repr(two), two.is_reading()),
             ]
         elif kind == "end":
-            works = [lambda: one.write(b"x"), one.close, two.abort, lambda: one.write_eof()]
+            works = [lambda: one.write(b"x"), one.close, two.abort, one.write_eof]
         elif kind == "datagrams":
             transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, ("127.0.0.1", 0))
             address = transport.get_extra_info("sockname")
@@ -122,8 +122,8 @@ def test_transports(loop, kind):
             transports.append(transport)
         else:
             read, write = os.pipe()
-            reading, _ = await loop.connect_read_pipe(asyncio.Protocol, open(read, "rb", 0))
-            writing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, open(write, "wb", 0))
+            reading, _ = await loop.connect_read_pipe(asyncio.Protocol, os.fdopen(read, "rb", 0))
+            writing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(write, "wb", 0))
             works = [lambda: writing.write(b"x" * 100)] * 2 + [reading.pause_reading, reading.resume_reading]
             transports += [reading, writing]
         with threads(*works) as started:
