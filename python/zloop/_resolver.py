@@ -36,8 +36,8 @@ class Pool:
     def __init__(self) -> None:
         # A forked child has none of the threads.
         self.pid = os.getpid()
-        # The modules that asyncio's executor takes its threads from: eventlet puts the real ones there, and green
-        # ones everywhere else. Not imported here: that fails when the interpreter ends.
+        # The modules that asyncio's executor takes its threads from: eventlet puts the real ones there, and
+        # green ones everywhere else. Not imported here: that fails when the interpreter ends.
         executors: Any = sys.modules.get("concurrent.futures.thread", sys.modules[__name__])
         self._threading: Any = executors.threading
         self._empty: type[Exception] = executors.queue.Empty
