@@ -8,6 +8,7 @@ a hook of asyncio's, see `_hooks`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import selectors
 import socket
 import sys
@@ -166,8 +167,14 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
 
-    def _method_failed(self, method: Callable[..., Any], args: tuple[Any, ...], exc: BaseException) -> None:
-        self._callback_failed(asyncio.Handle(method, args, self), exc)
+    def _method_failed(
+        self,
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        exc: BaseException,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._callback_failed(asyncio.Handle(method, args, self, context), exc)
 
     def _slow_callback(self, what: Any, duration: float) -> None:
         if duration >= self.slow_callback_duration:

@@ -40,6 +40,8 @@ pub const Fields = struct {
     protocol: ?*Object,
     /// Protocol methods run in it. Replaced by the context of the caller that ends the transport.
     context: ?*Object,
+    /// As a stream's.
+    writer_context: ?*Object,
     sock: ?*Object,
     extra: ?*Object,
     /// The only peer that `sendto` accepts, if there is one.
@@ -92,7 +94,7 @@ pub const Fields = struct {
 pub const Layout = py.Layout(Fields, base_size);
 pub const of = Layout.of;
 
-const vtable: Source.VTable = .{ .ready = ready, .step = step, .is_transport = true };
+const vtable: Source.VTable = .{ .ready = ready, .step = step, .context = contextOf, .is_transport = true };
 
 /// `_make_datagram_transport(sock, protocol, address=None, waiter=None, extra=None)`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
@@ -113,6 +115,7 @@ pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*O
         .loop = loop,
         .protocol = py.newRef(given[1].?),
         .context = context,
+        .writer_context = null,
         .sock = null,
         .extra = null,
         .address = if (args.given(given[2])) |address| py.newRef(address) else null,
@@ -216,6 +219,10 @@ fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
     if (readiness.read and self.isReading()) try datagram_receive.ready(self);
     if (readiness.write and source.watch.armed.write) try datagram_send.ready(self);
+}
+
+fn contextOf(source: *Source) ?*Object {
+    return Fields.ofSource(source).context;
 }
 
 pub fn stopReading(self: *Fields) void {
@@ -422,7 +429,7 @@ fn repr(object: *Object) callconv(.c) ?*Object {
     return c.PyUnicode_FromFormat("<DatagramTransport%s fd=%d read=%s write=<%s, bufsize=%zd>>", label, @as(c_int, self.fd()), reading, writing, @as(c.Ssize, @intCast(self.queue.size)));
 }
 
-const references = .{ "protocol", "context", "extra", "address", "waiter", "lost_exception", "dict" };
+const references = .{ "protocol", "context", "writer_context", "extra", "address", "waiter", "lost_exception", "dict" };
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);

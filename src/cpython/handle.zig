@@ -12,6 +12,9 @@
 //! hold (`traverseQueued`). Handles registered for descriptors live long and are tracked.
 //! Free-threaded builds track all.
 //!
+//! The context stays with a handle that somebody keeps (`get_context()`). As what is set in it can lead back to the
+//! handle, such a handle is tracked from then on, unless nothing is set in it and nobody else can set anything.
+//!
 //! Only the loop's thread runs handles, and cancels them: in a free-threaded build another thread that
 //! calls cancel() by mistake leaves a mark only, which the loop's thread sees when their time comes.
 
@@ -74,6 +77,10 @@ pub const Fields = extern struct {
     lasting: bool,
     /// The context is one that other handles hold too, see `handle_context.zig`.
     shares_context: bool,
+    /// Somebody else may hold the context: it was given, or handed out.
+    context_is_known: bool,
+    /// The garbage collector knows the handle by itself.
+    is_tracked: bool,
 
     inline fn held(self: *Fields) []?*Object {
         return self.args[0..if (self.args_count > args_inline_max) 1 else self.args_count];
@@ -145,6 +152,8 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     self.mark = .idle;
     self.lasting = false;
     self.shares_context = context.is_shared;
+    self.context_is_known = parsed.context != null;
+    self.is_tracked = tracked;
     self.source_traceback = null;
     self.repr = null;
     if (kind == .timer) {
@@ -169,7 +178,13 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
 pub fn makeLasting(object: *Object) py.Error!void {
     try ownContext(of(object));
     of(object).lasting = true;
-    if (!tracked) c.PyObject_GC_Track(object);
+    track(object);
+}
+
+fn track(object: *Object) void {
+    if (of(object).is_tracked) return;
+    of(object).is_tracked = true;
+    c.PyObject_GC_Track(object);
 }
 
 fn ownContext(self: *Fields) py.Error!void {
@@ -255,19 +270,33 @@ fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
 }
 
 pub inline fn afterCall(object: *Object) void {
-    if (!of(object).lasting) finish(object);
+    if (of(object).lasting) return;
+    if (py.isUnique(object)) finish(object) else finishKept(object);
 }
 
 /// The handle will not run again: lets go of all it holds. Re-entrant: each field is empty before
 /// its reference goes.
 pub inline fn finish(object: *Object) void {
     const self = of(object);
+    letCallbackGo(self);
+    self.shares_context = false;
+    py.clear(&self.context);
+}
+
+inline fn letCallbackGo(self: *Fields) void {
     const held = self.held();
     self.args_count = 0;
     py.clear(&self.callback);
     for (held) |*arg| py.clear(arg);
-    self.shares_context = false;
-    py.clear(&self.context);
+}
+
+/// As `finish` for a handle that somebody keeps and may ask for its context. The caller holds a reference.
+inline fn finishKept(object: *Object) void {
+    const self = of(object);
+    letCallbackGo(self);
+    if (self.is_tracked) return;
+    const context = self.context orelse return;
+    if (!self.shares_context and (self.context_is_known or !contexts.isEmpty(self.loop().state, context))) track(object);
 }
 
 /// The loop's thread, around a run of the handle.
@@ -328,13 +357,13 @@ fn letGo(object: *Object) void {
     const in_heap = self.kind == .timer and timerOf(object).timer.isSet();
     // The heap lets go before anything else can run.
     if (in_heap) self.loop().core.timers.remove(self.loop().core.gpa, &timerOf(object).timer);
-    finish(object);
+    finishKept(object);
     if (in_heap) py.decref(object);
 }
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
-    if (tracked or self.lasting) c.PyObject_GC_UnTrack(object);
+    if (self.is_tracked) c.PyObject_GC_UnTrack(object);
     if (weakrefs(object) != null) c.PyObject_ClearWeakRefs(object);
     finish(object);
     py.clear(&self.source_traceback);
@@ -361,7 +390,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 /// For the owner of a queue: what one of its handles holds. A handle that only the queue refers to
 /// is part of the queue's owner; one that others keep counts as theirs until it has run.
 pub fn traverseQueued(object: *Object, visitor: py.Visitor) error{Stop}!void {
-    if (tracked or of(object).lasting) return visitor.object(object);
+    if (of(object).is_tracked) return visitor.object(object);
     if (!py.isUnique(object)) return;
     try visitor.object(@ptrCast(py.typeOf(object)));
     try traverseFields(object, visitor);
@@ -393,8 +422,12 @@ fn getArgs(object: *Object) py.Error!*Object {
 }
 
 fn getContext(object: *Object) py.Error!*Object {
-    try ownContext(of(object));
-    return orNone(of(object).context);
+    const self = of(object);
+    try ownContext(self);
+    self.context_is_known = true;
+    // A handle that still waits is shown by its queue's owner, and looked at again when it has run.
+    if (self.callback == null) track(object);
+    return orNone(self.context);
 }
 
 fn getLoop(object: *Object) py.Error!*Object {

@@ -284,7 +284,11 @@ fn unusedStep(_: *Source) py.Error!void {
     unreachable;
 }
 
-const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .is_transport = false };
+fn contextOf(source: *Source) ?*Object {
+    return Fields.ofSource(source).context;
+}
+
+const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .context = contextOf, .is_transport = false };
 
 const references = .{ "protocol_factory", "sock", "ssl", "server", "serving_args", "context" };
 

@@ -179,16 +179,17 @@ pub const Fields = struct {
         const nothing = try py.newTuple(.{});
         defer py.decref(nothing);
         pending.restore();
-        return self.methodFailed(source.object, nothing);
+        return self.methodFailed(source.object, nothing, source.vtable.context(source) orelse py.none());
     }
 
-    /// As `callbackFailed` for a method of a protocol that the loop called by itself.
-    pub fn methodFailed(self: *Fields, method: *Object, argument: *Object) py.Error!void {
+    /// As `callbackFailed` for a method of a protocol that the loop called by itself, in `context`, which has been left;
+    /// None for the current one.
+    pub fn methodFailed(self: *Fields, method: *Object, arguments: *Object, context: *Object) py.Error!void {
         @branchHint(.cold);
         if (py.isExit()) return error.Python;
         const exception = py.takeException();
         defer py.decref(exception);
-        py.decref(try py.callMethod(self.object(), self.state.name(._method_failed), .{ method, argument, exception }));
+        py.decref(try py.callMethod(self.object(), self.state.name(._method_failed), .{ method, arguments, exception, context }));
     }
 
     /// Whether the loop runs in another thread than this.

@@ -25,6 +25,8 @@ pub const Source = struct {
         step: *const fn (*Source) py.Error!void,
         /// Queues the pending readiness; null for the ordinary way, one element for the source.
         queue: ?*const fn (*LoopFields, *Source) void = null,
+        /// The context in which what the loop calls of this source runs; borrowed, null for none.
+        context: *const fn (*Source) ?*py.Object,
         /// A transport owns its descriptor: `add_reader` and `sock_*` must keep their hands off.
         is_transport: bool,
     };

@@ -160,6 +160,7 @@ pub const State = struct {
     server_attach_takes_transport: bool,
     /// See `handle_context.zig`.
     shares_contexts: bool,
+    empty_context_map: ?*anyopaque,
 
     // From ssl, null until the first TLS connection; see `openssl.zig`.
     openssl: @import("openssl.zig").Availability,
@@ -248,6 +249,7 @@ pub fn init(state: *State) py.Error!void {
     state.timeout_error = try importAttribute("asyncio", "TimeoutError");
     state.openssl = .{};
     state.shares_contexts = try @import("handle_context.zig").layoutIsKnown();
+    state.empty_context_map = if (state.shares_contexts) try @import("handle_context.zig").emptyMap() else null;
     state.server_attach_takes_transport = try attachTakesTransport();
 }
 
