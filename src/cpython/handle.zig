@@ -247,6 +247,17 @@ pub inline fn call(object: *Object) py.Error!void {
     return py.inContext(self.context orelse py.none(), callEntered, .{ self, callback });
 }
 
+/// As `call` by a `Handle._run` of the program's own. What it raises leaves the loop, as in asyncio.
+pub fn callBy(object: *Object, run: *Object) py.Error!void {
+    @branchHint(.cold);
+    const self = of(object);
+    if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .seq_cst)) return;
+    if (self.callback == null) return;
+    const held = py.newRef(run);
+    defer py.decref(held);
+    py.decref(try py.call(held, .{object}));
+}
+
 inline fn callEntered(self: *Fields, callback: *Object) py.Error!void {
     const result = if (self.args_count == 0)
         c.PyObject_CallNoArgs(callback)
@@ -412,6 +423,12 @@ fn getCallback(object: *Object) py.Error!*Object {
     return orNone(of(object).callback);
 }
 
+/// A tool's, for one run.
+fn setCallback(object: *Object, value: ?*Object) py.Error!void {
+    const given = args_.given(value);
+    py.replace(&of(object).callback, if (given) |callback| py.newRef(callback) else null);
+}
+
 fn getArgs(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.callback == null) return py.newNone();
@@ -487,7 +504,7 @@ const timer_methods = [_]c.PyMethodDef{
 };
 
 const shared_properties = [_]c.PyGetSetDef{
-    py.getter("_callback", getCallback),
+    py.property("_callback", getCallback, setCallback),
     py.getter("_args", getArgs),
     py.getter("_context", getContext),
     py.getter("_loop", getLoop),

@@ -15,6 +15,7 @@ const handle = @import("handle.zig");
 const handle_context = @import("handle_context.zig");
 const handle_pool = @import("handle_pool.zig");
 const heap_type = @import("heap_type.zig");
+const loop_patched = @import("loop_patched.zig");
 const loop_tasks = @import("loop_tasks.zig");
 const loop_time = @import("loop_time.zig");
 const stream_write = @import("stream_write.zig");
@@ -39,6 +40,7 @@ pub const Fields = struct {
     closed: bool = false,
     stopping: bool = false,
     clock: loop_time.Clock = .{},
+    patched: loop_patched.Patched = .{},
     /// A callback is running: writes may wait for the end of the turn.
     in_callback: bool = false,
     /// The thread inside run_forever, or 0.
@@ -105,7 +107,7 @@ pub const Fields = struct {
     }
 
     pub inline fn timeNs(self: *Fields) py.Error!u64 {
-        if (self.clock.isOverridden()) return loop_time.nowNs(self);
+        if (loop_time.isOverridden(self)) return loop_time.nowNs(self);
         return core.clock.nowNs();
     }
 
@@ -144,6 +146,7 @@ pub const Fields = struct {
                 defer if (!debugging) handle.afterCall(work.handle());
                 handle.beginRun(work.handle());
                 defer handle.endRun(work.handle());
+                if (self.patched.handle_run) |run_| return handle.callBy(work.handle(), run_);
                 handle.call(work.handle()) catch return self.callbackFailed(work.handle());
             },
             .ready => {
@@ -304,11 +307,17 @@ fn new(t: *c.PyTypeObject, _: *Object, _: ?*Object) callconv(.c) ?*Object {
         .state = state,
         .contexts = .{ .enabled = state.shares_contexts },
     };
-    loop_time.lookAtClass(of(object)) catch {
+    lookAtProgram(of(object)) catch {
         py.decref(object);
         return null;
     };
     return object;
+}
+
+/// What the program has put in the place of asyncio's and our own functions.
+fn lookAtProgram(self: *Fields) py.Error!void {
+    try loop_time.lookAtClass(self);
+    try loop_patched.look(self);
 }
 
 fn dealloc(object: *Object) callconv(.c) void {
@@ -318,6 +327,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     self.closed = true;
     self.release();
     py.clear(&self.task_factory);
+    py.clear(&self.patched.handle_run);
     self.core.deinit();
     self.dirty.deinit(gpa);
     self.write_pool.deinit(gpa);
@@ -348,6 +358,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     for (0..self.dirty.len) |i| try visitor.object(self.dirty.at(i).object);
     try visitor.object(self.current_handle);
     try visitor.object(self.task_factory);
+    try visitor.object(self.patched.handle_run);
     try visitor.object(self.task_keywords.plain);
     try visitor.object(self.task_keywords.eager);
     try visitor.object(self.contexts.latest);
@@ -357,13 +368,14 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 fn clearFields(object: *Object) callconv(.c) c_int {
     of(object).release();
     py.clear(&of(object).task_factory);
+    py.clear(&of(object).patched.handle_run);
     return 0;
 }
 
 fn runOnce(object: *Object) py.Error!*Object {
     const self = of(object);
     try self.checkClosed();
-    try loop_time.lookAtClass(self);
+    try lookAtProgram(self);
     self.core.beginRun();
     defer self.dropRunState();
     while (true) {
@@ -400,10 +412,6 @@ fn isClosed(object: *Object) py.Error!*Object {
 
 fn getDebug(object: *Object) py.Error!*Object {
     return py.newBool(of(object).debug);
-}
-
-fn time(_: *Object) py.Error!*Object {
-    return py.newFloat(core.clock.toSeconds(core.clock.nowNs()));
 }
 
 fn writeToSelf(object: *Object) py.Error!*Object {
@@ -491,7 +499,7 @@ const methods = [_]c.PyMethodDef{
     py.Method.noArgs("is_running", isRunning, "is_running($self)\n--\n\nasyncio.loop.is_running()."),
     py.Method.noArgs("is_closed", isClosed, "is_closed($self)\n--\n\nasyncio.loop.is_closed()."),
     py.Method.noArgs("get_debug", getDebug, "get_debug($self)\n--\n\nasyncio.loop.get_debug()."),
-    py.Method.noArgs("time", time, "time($self)\n--\n\nasyncio.loop.time(): seconds, the same clock as time.monotonic()."),
+    py.Method.noArgs("time", loop_time.time, "time($self)\n--\n\nasyncio.loop.time(): seconds, the same clock as time.monotonic()."),
 } ++ @import("loop_schedule.zig").methods ++ loop_tasks.methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ @import("loop_datagrams.zig").methods ++ @import("loop_socks.zig").methods ++ [_]c.PyMethodDef{.{}};
 
 const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
