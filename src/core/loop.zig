@@ -57,6 +57,8 @@ const stale_polls_max = 4;
 ///   idle(*Host) void                      nothing is queued: what is kept for a busy loop can go; may queue work
 ///   patienceNs(*Host) ?u64                how long to wait at most, then to be `idle` once more
 ///   interrupted(*Host) Error!void         a signal ended the wait
+///   pollsItself(*Host) bool               the host decides about each poll: `pollBy` calls `poll`, or not
+///   pollBy(*Host, ?u64) Error!void        for so many nanoseconds at most; null for any time
 pub fn Loop(comptime Host: type) type {
     return LoopOver(Host, reactor_.Reactor);
 }
@@ -173,7 +175,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             // Can queue work, so it comes before the decision to wait.
             if (self.ready.len == 0) host.idle();
             const timeout_ns = try self.timeoutNs(host, stopping);
-            if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
+            if (host.pollsItself()) try host.pollBy(timeout_ns) else if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
             try self.collectDue(host);
             try self.runReady(host);
             try host.turnDone();
@@ -203,7 +205,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             self.poll_is_due = true;
         }
 
-        fn poll(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
+        pub fn poll(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
             const reactor = try self.openReactor();
             var events: [event_count_max]Event = undefined;
             self.waiting.store(true, .seq_cst);
@@ -316,6 +318,14 @@ const TestHost = struct {
     }
 
     fn interrupted(_: *TestHost) Error!void {}
+
+    fn pollsItself(_: *TestHost) bool {
+        return false;
+    }
+
+    fn pollBy(_: *TestHost, _: ?u64) Error!void {
+        unreachable;
+    }
 
     fn run(self: *TestHost, work: Work) Error!void {
         switch (work) {

@@ -94,7 +94,7 @@ pub const Fields = struct {
 pub const Layout = py.Layout(Fields, base_size);
 pub const of = Layout.of;
 
-const vtable: Source.VTable = .{ .ready = ready, .step = step, .context = contextOf, .is_transport = true };
+const vtable: Source.VTable = .{ .ready = ready, .step = step, .contexts = contextsOf, .wanted = wanted, .is_transport = true };
 
 /// `_make_datagram_transport(sock, protocol, address=None, waiter=None, extra=None)`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
@@ -221,8 +221,16 @@ fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     if (readiness.write and source.watch.armed.write) try datagram_send.ready(self);
 }
 
-fn contextOf(source: *Source) ?*Object {
-    return Fields.ofSource(source).context;
+fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
+}
+
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    if (self.released or self.conn_lost > 0) return .none;
+    // After a failed last datagram one more turn is owed, see `datagram_send.ready`.
+    return .{ .read = self.interest().read, .write = self.writer_context != null };
 }
 
 pub fn stopReading(self: *Fields) void {

@@ -229,11 +229,11 @@ fn unusedStep(_: *Source) py.Error!void {
 }
 
 /// Never in the ready queue itself: its handles and waiters are.
-fn noContext(_: *Source) ?*Object {
+fn noContexts(_: *Source) [2]?*Object {
     unreachable;
 }
 
-const vtable: Source.VTable = .{ .ready = unused, .step = unusedStep, .queue = queue, .context = noContext, .is_transport = false };
+const vtable: Source.VTable = .{ .ready = unused, .step = unusedStep, .queue = queue, .contexts = noContexts, .is_transport = false };
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = Layout.of(object);

@@ -284,11 +284,11 @@ fn unusedStep(_: *Source) py.Error!void {
     unreachable;
 }
 
-fn contextOf(source: *Source) ?*Object {
-    return Fields.ofSource(source).context;
+fn contextsOf(source: *Source) [2]?*Object {
+    return .{ Fields.ofSource(source).context, null };
 }
 
-const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .context = contextOf, .is_transport = false };
+const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .contexts = contextsOf, .is_transport = false };
 
 const references = .{ "protocol_factory", "sock", "ssl", "server", "serving_args", "context" };
 

@@ -15,6 +15,7 @@ const handle = @import("handle.zig");
 const handle_context = @import("handle_context.zig");
 const handle_pool = @import("handle_pool.zig");
 const heap_type = @import("heap_type.zig");
+const loop_nested = @import("loop_nested.zig");
 const loop_patched = @import("loop_patched.zig");
 const loop_tasks = @import("loop_tasks.zig");
 const loop_time = @import("loop_time.zig");
@@ -41,6 +42,9 @@ pub const Fields = struct {
     stopping: bool = false,
     clock: loop_time.Clock = .{},
     patched: loop_patched.Patched = .{},
+    runs: loop_nested.Runs = .{},
+    /// The program has put its own function in the place of `loop._selector.select`.
+    polls_by_selector: bool = false,
     /// A callback is running: writes may wait for the end of the turn.
     in_callback: bool = false,
     /// The thread inside run_forever, or 0.
@@ -116,7 +120,23 @@ pub const Fields = struct {
         try py.checkInt(c.PyErr_CheckSignals());
     }
 
+    pub inline fn pollsItself(self: *const Fields) bool {
+        return self.polls_by_selector;
+    }
+
+    /// By the program's `select`, which calls `_Watched.select`, and so `pollMethod`, as asyncio calls its selector's.
+    pub fn pollBy(self: *Fields, timeout_ns: ?u64) Error!void {
+        @branchHint(.cold);
+        const selector = try py.getAttr(self.object(), self.state.name(._selector));
+        defer py.decref(selector);
+        const timeout = if (timeout_ns) |ns| try py.newFloat(core.clock.toSeconds(ns)) else py.newNone();
+        defer py.decref(timeout);
+        // What it found is queued already.
+        py.decref(try py.callMethod(selector, self.state.name(.select), .{timeout}));
+    }
+
     pub inline fn run(self: *Fields, work: Self.Work) Error!void {
+        if (self.runs.depth > 1 and try loop_nested.deferIfEntered(self, work)) return;
         const result = if (self.debug) debug.run(self, work) else self.runPlain(work);
         if (self.dirty.len > 0) {
             // What was written leaves also when the callback ends the run.
@@ -182,7 +202,7 @@ pub const Fields = struct {
         const nothing = try py.newTuple(.{});
         defer py.decref(nothing);
         pending.restore();
-        return self.methodFailed(source.object, nothing, source.vtable.context(source) orelse py.none());
+        return self.methodFailed(source.object, nothing, source.vtable.contexts(source)[0] orelse py.none());
     }
 
     /// As `callbackFailed` for a method of a protocol that the loop called by itself, in `context`, which has been left;
@@ -275,6 +295,7 @@ pub const Fields = struct {
             handle.finish(object_);
             py.decref(object_);
         }
+        loop_nested.release(self);
         while (self.dirty.pop()) |source| py.decref(source.object);
         const forked = self.core.isForked();
         if (self.core.reactor) |*reactor| {
@@ -330,6 +351,7 @@ fn dealloc(object: *Object) callconv(.c) void {
     py.clear(&self.patched.handle_run);
     self.core.deinit();
     self.dirty.deinit(gpa);
+    self.runs.deferred.deinit(gpa);
     self.write_pool.deinit(gpa);
     self.freeBuffers();
     self.handle_pool.empty();
@@ -350,6 +372,9 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
         const work = self.core.ready.at(i);
         if (work.kind() == .handle) try handle.traverseQueued(work.handle(), visitor) else try visitor.object(work.object());
     };
+    for (self.runs.deferred.items) |work| {
+        if (work.kind() == .handle) try handle.traverseQueued(work.handle(), visitor) else try visitor.object(work.object());
+    }
     const timers = self.core.timers.entries.items;
     if (timers.len <= traverse_count_max) for (timers) |entry| try handle.traverseQueued(handle.ofTimer(entry.timer), visitor);
     for (self.core.watches.slots.items) |slot| {
@@ -376,12 +401,33 @@ fn runOnce(object: *Object) py.Error!*Object {
     const self = of(object);
     try self.checkClosed();
     try lookAtProgram(self);
+    const outer: loop_nested.Outer = try .begin(self);
+    defer outer.end(self);
     self.core.beginRun();
     defer self.dropRunState();
     while (true) {
         self.core.turn(self, self.stopping) catch |err| return raise.fromCore(err);
         if (self.stopping or self.closed) return py.newNone();
     }
+}
+
+/// `_Watched.select(timeout)`: polls once and queues what is ready. Gives how many callbacks that are.
+fn pollMethod(object: *Object, timeout: *Object) py.Error!*Object {
+    const self = of(object);
+    try self.checkClosed();
+    if (self.isForeignThread()) return py.raise(c.PyExc_RuntimeError, "the loop polls in its own thread only");
+    var timeout_ns: ?u64 = null;
+    if (timeout != py.none()) {
+        const seconds = c.PyFloat_AsDouble(timeout);
+        if (seconds == -1 and c.PyErr_Occurred() != null) return error.Python;
+        if (seconds != seconds) return py.raise(c.PyExc_ValueError, "Invalid value NaN (not a number)");
+        timeout_ns = core.clock.fromSecondsCeil(seconds);
+    }
+    const count = self.core.ready.len;
+    // Its caller can have queued something since asyncio would have looked.
+    if (count > 0) timeout_ns = 0;
+    self.core.poll(self, timeout_ns) catch |err| return raise.fromCore(err);
+    return py.newInt(self.core.ready.len -| count);
 }
 
 fn releaseMethod(object: *Object) py.Error!*Object {
@@ -491,6 +537,7 @@ fn ignoreAssignment(_: *Object, _: ?*Object) py.Error!void {}
 
 const methods = [_]c.PyMethodDef{
     py.Method.noArgs("_run_once", runOnce, "_run_once($self)\n--\n\nRuns turns until the loop is stopped; asyncio's run_forever calls it."),
+    py.Method.oneArg("_poll", pollMethod, "_poll($self, timeout, /)\n--\n\nPolls once, for so many seconds at most or None, and queues what is ready; how many callbacks that are."),
     py.Method.noArgs("_release", releaseMethod, "_release($self)\n--\n\nDrops all queued work and closes the reactor."),
     py.Method.noArgs("_check_closed", checkClosedMethod, "_check_closed($self)\n--\n\nRaises RuntimeError if the loop is closed or the parent process's."),
     py.Method.noArgs("_write_to_self", writeToSelf, "_write_to_self($self)\n--\n\nWakes the loop if it waits; any thread."),
@@ -507,6 +554,7 @@ const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
     flag("stopping"),
     flag("debug"),
     flag("tls_native"),
+    flag("polls_by_selector"),
     py.property("_thread_id", getThreadId, setThreadId),
     py.property("_current_handle", getCurrentHandle, setCurrentHandle),
     py.property("_ready", getReady, ignoreAssignment),

@@ -172,8 +172,9 @@ pub fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
     try self.source.arm(self.loop, interest);
 }
 
-pub fn contextOf(source: *Source) ?*Object {
-    return Fields.ofSource(source).context;
+pub fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
 }
 
 /// connection_made, then the watch, then the waiter: asyncio's order.

@@ -20,7 +20,7 @@ const Fields = pipe.Fields;
 
 const fatal_message = "Fatal read error on pipe transport";
 
-const vtable: Source.VTable = .{ .ready = ready, .step = step, .context = pipe.contextOf, .is_transport = true };
+const vtable: Source.VTable = .{ .ready = ready, .step = step, .contexts = pipe.contextsOf, .wanted = wanted, .is_transport = true };
 
 /// `Loop._read_pipe`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
@@ -37,6 +37,11 @@ fn isReading(self: *const Fields) bool {
 
 fn interest(_: *const Fields) core.reactor.Interest {
     return .{ .read = true };
+}
+
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    return .{ .read = self.started and isReading(self) };
 }
 
 fn step(source: *Source) py.Error!void {

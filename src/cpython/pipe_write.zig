@@ -22,7 +22,7 @@ const gpa = loop_type.gpa;
 
 const fatal_message = "Fatal write error on pipe transport";
 
-const vtable: Source.VTable = .{ .ready = ready, .step = step, .context = pipe.contextOf, .is_transport = true };
+const vtable: Source.VTable = .{ .ready = ready, .step = step, .contexts = pipe.contextsOf, .wanted = wanted, .is_transport = true };
 
 /// `Loop._write_pipe`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
@@ -32,6 +32,12 @@ pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*O
 
 fn interest(self: *const Fields) core.reactor.Interest {
     return .{ .read = self.watches_peer };
+}
+
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    if (self.lost) return .none;
+    return .{ .read = self.started and self.watches_peer, .write = !self.queue.isEmpty() };
 }
 
 fn step(source: *Source) py.Error!void {

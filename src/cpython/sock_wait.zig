@@ -211,12 +211,12 @@ fn schedule(self: *Fields, callback: *Object, context: ?*Object) py.Error!void {
     py.decref(try py.check(c.PyObject_VectorcallMethod(state.name(.call_soon), &stack, 3, state.context_kwnames)));
 }
 
-fn contextOf(source: *Source) ?*Object {
+fn contextsOf(source: *Source) [2]?*Object {
     const self: *Fields = @fieldParentPtr("source", source);
-    return self.context;
+    return .{ self.context, null };
 }
 
-const vtable: Source.VTable = .{ .ready = unused, .step = step, .context = contextOf, .is_transport = false };
+const vtable: Source.VTable = .{ .ready = unused, .step = step, .contexts = contextsOf, .is_waiter = true, .is_transport = false };
 
 fn unused(_: *Source, _: core.reactor.Readiness) py.Error!void {
     unreachable;

@@ -101,7 +101,8 @@ pub const of = Layout.of;
 pub const vtable: Source.VTable = .{
     .ready = ready,
     .step = stream_close.step,
-    .context = contextOf,
+    .contexts = contextsOf,
+    .wanted = wanted,
     .is_transport = true,
 };
 
@@ -195,8 +196,15 @@ fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     if (readiness.write and source.watch.armed.write) try stream_write.ready(self);
 }
 
-fn contextOf(source: *Source) ?*Object {
-    return Fields.ofSource(source).context;
+fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
+}
+
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    if (self.released or self.conn_lost > 0) return .none;
+    return .{ .read = interest(self).read, .write = !self.queue.isEmpty() };
 }
 
 /// What the watch should be armed for, from the state.
