@@ -1,7 +1,8 @@
 """In which context each callback runs, and the exception handler for what it raises.
 
-asyncio makes a handle for each purpose, with a copy of the context of whoever caused it. Since 3.12 the exception
-handler for what a handle raised runs in the handle's context; since 3.15 a stream has one context for its life.
+asyncio makes a handle for each purpose, with a copy of the context of whoever caused it. Since 3.12 the
+exception handler for what a handle raised runs in the handle's context; since 3.15 a stream has one context
+for its life.
 """
 
 from __future__ import annotations
@@ -262,7 +263,7 @@ async def reading_pipe(raises: str = "") -> tuple[Any, Seen, Any]:
     loop = asyncio.get_running_loop()
     read, write = os.pipe()
     transport, protocol = await in_maker(
-        lambda: loop.connect_read_pipe(lambda: Seen(raises), open(read, "rb", 0))
+        lambda: loop.connect_read_pipe(lambda: Seen(raises), open(read, "rb", 0))  # noqa: SIM115
     )
     return transport, protocol, open(write, "wb", 0)
 
@@ -384,7 +385,9 @@ async def fill(transport: Any, protocol: Seen) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="datagram transports pause since 3.11")
 @pytest.mark.asyncio_bug(
-    "counts each datagram's header, and never takes it off", when=sys.version_info[:3] == (3, 13, 0), run=False
+    "counts each datagram's header, and never takes it off",
+    when=sys.version_info[:3] == (3, 13, 0),
+    run=False,
 )
 def test_a_failed_last_datagram_resumes(loop, handled, unix_path):
     async def main() -> None:

@@ -47,6 +47,9 @@ class TimerHandle(events.TimerHandle):
 @disjoint_base
 class Loop(asyncio.SelectorEventLoop):
     def _is_forked(self) -> bool: ...
+    _thread_id: int | None
+    _stopping: bool
+    _debug: bool
     def _release(self) -> None: ...
     def _poll(self, timeout: float | None, /) -> int: ...
     _polls_by_selector: bool

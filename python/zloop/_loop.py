@@ -251,7 +251,8 @@ _QUEUED = (selectors.SelectorKey(-1, -1, 0, None), 0)
 class _Watched(selectors.BaseSelector):
     """What stands where asyncio keeps its selector: tells what the engine watches, changes nothing.
 
-    A program that puts a function in the place of `select` (looptime) has it called for each turn, as on asyncio's loop.
+    A program that puts a function in the place of `select` (looptime) has it called for each turn, as on
+    asyncio's loop.
     """
 
     def __init__(self, loop: Loop) -> None:

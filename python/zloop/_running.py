@@ -1,8 +1,8 @@
 """`run_forever` and `run_until_complete`, also inside a callback of the loop's own.
 
-asyncio refuses that, and so does zloop, until nest_asyncio or nest_asyncio2 has been applied. On asyncio's loops
-those replace the methods of the class. Loops that have `_nest_patched` they leave alone: here runs nest without their
-help, in the way that a loop patched by them does it.
+asyncio refuses that, and so does zloop, until nest_asyncio or nest_asyncio2 has been applied. On asyncio's
+loops those replace the methods of the class. Loops that have `_nest_patched` they leave alone: here runs
+nest without their help, in the way that a loop patched by them does it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from asyncio import events, futures, tasks
-from collections.abc import Generator
+from asyncio import base_events, events, futures, tasks
 from typing import Any
 
 from . import _engine
+
+# By this name, and not by super(): the packages change asyncio's selector loop, which lies between.
+_Unpatched: Any = base_events.BaseEventLoop
 
 
 class Running(_engine.Loop):
@@ -35,7 +37,7 @@ class Running(_engine.Loop):
 
     def _check_running(self) -> None:
         if not self._may_nest():
-            super()._check_running()  # type: ignore[misc]
+            _Unpatched._check_running(self)
 
     def run_forever(self) -> None:
         """asyncio.loop.run_forever()."""
@@ -54,12 +56,12 @@ class Running(_engine.Loop):
                 finally:
                     self._run_forever_cleanup()
             else:  # pragma: <3.13 cover
-                super().run_forever()
+                _Unpatched.run_forever(self)
         finally:
             self._depth = 0
             self._ended = frozenset()
 
-    def run_until_complete(self, future: Generator[Any, None, Any] | Any) -> Any:
+    def run_until_complete(self, future: Any) -> Any:
         """asyncio.loop.run_until_complete()."""
         self._check_closed()
         self._check_running()
@@ -82,7 +84,7 @@ class Running(_engine.Loop):
             done.depth = 0
         if not future.done():
             if self._depth:
-                # Whoever stops the loop inside of nest_asyncio's run_until_complete() stops the run around it, too.
+                # Inside of nest_asyncio's run_until_complete(), stop() ends the run around it, too.
                 self.stop()
             raise RuntimeError("Event loop stopped before Future completed.")
         return future.result()
@@ -143,8 +145,8 @@ def _swap_current_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] 
     """Makes *task* the running loop's current one; what was it before."""
     if sys.version_info >= (3, 12):  # pragma: >=3.12 cover
         return tasks._swap_current_task(loop, task)
-    else:  # pragma: <3.12 cover
-        before = tasks._current_tasks.pop(loop, None)
-        if task is not None:
-            tasks._current_tasks[loop] = task
-        return before
+    # pragma: <3.12 cover
+    before = tasks._current_tasks.pop(loop, None)
+    if task is not None:
+        tasks._current_tasks[loop] = task
+    return before
