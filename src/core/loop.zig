@@ -57,7 +57,7 @@ const stale_polls_max = 4;
 ///   idle(*Host) void                      nothing is queued: what is kept for a busy loop can go; may queue work
 ///   patienceNs(*Host) ?u64                how long to wait at most, then to be `idle` once more
 ///   interrupted(*Host) Error!void         a signal ended the wait
-///   pollsItself(*Host) bool               the host decides about each poll: `pollBy` calls `poll`, or not
+///   pollsItself(*Host) bool               each turn calls `pollBy`, which calls `pollOnce` if it likes
 ///   pollBy(*Host, ?u64) Error!void        for so many nanoseconds at most; null for any time
 pub fn Loop(comptime Host: type) type {
     return LoopOver(Host, reactor_.Reactor);
@@ -175,7 +175,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             // Can queue work, so it comes before the decision to wait.
             if (self.ready.len == 0) host.idle();
             const timeout_ns = try self.timeoutNs(host, stopping);
-            if (host.pollsItself()) try host.pollBy(timeout_ns) else if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
+            if (self.mustPoll(host, timeout_ns)) try self.poll(host, timeout_ns);
             try self.collectDue(host);
             try self.runReady(host);
             try host.turnDone();
@@ -187,7 +187,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             return deadline_ns -| try host.timeNs();
         }
 
-        fn mustPoll(self: *Self, timeout_ns: ?u64) bool {
+        fn mustPoll(self: *Self, host: *Host, timeout_ns: ?u64) bool {
+            if (host.pollsItself()) return true;
             const may_wait = timeout_ns == null or timeout_ns.? > 0;
             if (may_wait or self.turns_without_poll >= self.turnsWithoutPollMax()) return true;
             self.turns_without_poll += 1;
@@ -205,7 +206,13 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             self.poll_is_due = true;
         }
 
-        pub fn poll(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
+        fn poll(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
+            if (host.pollsItself()) return host.pollBy(timeout_ns);
+            return self.pollOnce(host, timeout_ns);
+        }
+
+        /// One wait, and what it found into the ready queue.
+        pub fn pollOnce(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
             const reactor = try self.openReactor();
             var events: [event_count_max]Event = undefined;
             self.waiting.store(true, .seq_cst);

@@ -426,7 +426,7 @@ fn pollMethod(object: *Object, timeout: *Object) py.Error!*Object {
     const count = self.core.ready.len;
     // Its caller can have queued something since asyncio would have looked.
     if (count > 0) timeout_ns = 0;
-    self.core.poll(self, timeout_ns) catch |err| return raise.fromCore(err);
+    self.core.pollOnce(self, timeout_ns) catch |err| return raise.fromCore(err);
     return py.newInt(self.core.ready.len -| count);
 }
 

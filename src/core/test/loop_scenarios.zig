@@ -68,6 +68,14 @@ fn Scenarios(comptime Reactor: type) type {
             pub fn afterWait(_: *Host) void {}
             pub fn interrupted(_: *Host) Error!void {}
 
+            pub fn pollsItself(_: *Host) bool {
+                return false;
+            }
+
+            pub fn pollBy(_: *Host, _: ?u64) Error!void {
+                unreachable;
+            }
+
             pub fn timeNs(_: *Host) Error!u64 {
                 return clock.nowNs();
             }
