@@ -38,8 +38,8 @@ def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 def patched(factory: harness.LoopFactory) -> asyncio.AbstractEventLoop:
     loop = factory()
     if type(loop) is asyncio.SelectorEventLoop:
-        nest = pytest.importorskip("nest_asyncio2", reason="nest_asyncio2 is not installed")
         loop.close()
+        nest = pytest.importorskip("nest_asyncio2", reason="nest_asyncio2 is not installed")
         loop = type("Patched", (asyncio.SelectorEventLoop,), {})()
         nest._patch_loop(loop)
     return loop

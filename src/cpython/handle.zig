@@ -302,7 +302,7 @@ inline fn letCallbackGo(self: *Fields) void {
 }
 
 /// As `finish` for a handle that somebody keeps and may ask for its context. The caller holds a reference.
-inline fn finishKept(object: *Object) void {
+fn finishKept(object: *Object) void {
     const self = of(object);
     letCallbackGo(self);
     if (self.is_tracked) return;

@@ -51,7 +51,11 @@ pub inline fn isAsyncios(loop: *LoopFields) bool {
 
 inline fn lookAtModule(loop: *LoopFields) void {
     const changes = changesNow(loop.state);
-    if (changes == loop.clock.seen_changes and changes != unseen) return;
+    if (changes != loop.clock.seen_changes) look(loop, changes);
+}
+
+fn look(loop: *LoopFields, changes: u64) void {
+    @branchHint(.cold);
     loop.clock.seen_changes = changes;
     loop.clock.flags.of_module = !isInterpreters(loop.state);
 }
@@ -70,8 +74,9 @@ inline fn changesNow(state: *const State) u64 {
         const bytes: [*]const u8 = @ptrCast(state.time_dict);
         return @as(*const u64, @ptrCast(@alignCast(bytes + version_offset))).*;
     }
-    // All watchers may be taken.
-    return if (state.time_watcher < 0) unseen else changes_seen_by_watchers.load(.monotonic);
+    // All watchers may be taken: then each look is at the dict.
+    if (state.time_watcher < 0) _ = changes_seen_by_watchers.fetchAdd(1, .monotonic);
+    return changes_seen_by_watchers.load(.monotonic);
 }
 
 fn noteChange(_: c_int, _: *Object, _: ?*Object, _: ?*Object) callconv(.c) c_int {

@@ -38,7 +38,7 @@ pub const Fields = struct {
     context: ?*Object,
     /// A copy of the context of whoever wrote what the kernel had no room for; null while all has left.
     writer_context: ?*Object,
-    /// The context in which the bytes were written that leave by the end of the turn.
+    /// The context in which the bytes were written that leave by the end of the turn; null for the transport's own.
     dirty_context: ?*Object,
     /// The descriptor's owner if there is one; then it closes the descriptor, not we.
     sock: ?*Object,

@@ -122,7 +122,7 @@ pub fn markDirty(self: *Fields) py.Error!void {
     self.loop.dirty.push(gpa, &self.source) catch return py.noMemory();
     py.incref(self.object());
     self.dirty = true;
-    py.replace(&self.dirty_context, try handle_context.current(self.loop.state));
+    if (!self.handling) py.replace(&self.dirty_context, try handle_context.current(self.loop.state));
 }
 
 /// Sends what callbacks wrote, on every transport they wrote to, also when a protocol that is told to pause
@@ -145,13 +145,19 @@ fn flushOne(self: *Fields) py.Error!void {
     self.dirty = false;
     defer py.clear(&self.dirty_context);
     if (self.source.watch.armed.write) return;
-    try flush(self);
+    try flushLate(self);
     try maybePause(self);
+}
+
+/// Sends what was written before, for whoever wrote it.
+fn flushLate(self: *Fields) py.Error!void {
+    if (self.dirty_context == null) self.dirty_context = py.newRef(self.context.?);
+    return flush(self);
 }
 
 /// Sends at once what can be sent, for callers that are about to look at the queue.
 pub fn settle(self: *Fields) py.Error!void {
-    if (self.dirty and !self.source.watch.armed.write) try flush(self);
+    if (self.dirty and !self.source.watch.armed.write) try flushLate(self);
 }
 
 /// Sends as much as the kernel takes and arms the watch for the rest. A failed send ends the
