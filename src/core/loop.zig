@@ -130,6 +130,11 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             try self.ready.push(self.gpa, work);
         }
 
+        /// What other threads have posted joins the ready queue.
+        pub fn drainInbox(self: *Self) Allocator.Error!void {
+            if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
+        }
+
         /// Any thread. At most one wake-up per batch: the first to post after the loop went to wait.
         pub fn postThreadsafe(self: *Self, work: Work) PushError!void {
             try self.inbox.push(self.gpa, work);

@@ -423,6 +423,7 @@ fn pollMethod(object: *Object, timeout: *Object) py.Error!*Object {
         if (seconds != seconds) return py.raise(c.PyExc_ValueError, "Invalid value NaN (not a number)");
         timeout_ns = core.clock.fromSecondsCeil(seconds);
     }
+    self.core.drainInbox() catch return py.noMemory();
     const count = self.core.ready.len;
     // Its caller can have queued something since asyncio would have looked.
     if (count > 0) timeout_ns = 0;
