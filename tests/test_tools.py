@@ -568,6 +568,19 @@ def test_a_run_inside_a_run_is_refused_as_ever(loop, loop_factory):
     loop.run_until_complete(main())
 
 
+@pytest.mark.only_zloop("asyncio's next run is ended by it")
+def test_a_future_that_is_done_as_the_loop_stops(loop):
+    future = loop.create_future()
+
+    def both() -> None:
+        loop.stop()
+        future.set_result(1)
+
+    loop.call_soon(both)
+    assert loop.run_until_complete(future) == 1
+    loop.run_until_complete(asyncio.sleep(0.001))
+
+
 NESTED_PROGRAM = """
 {before}
 loop = factory()
