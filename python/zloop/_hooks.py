@@ -49,6 +49,16 @@ HOOKS = (
     _hook(
         _LOOP, Need.HAS, "_run_forever_setup _run_forever_cleanup", "the run around the turns", since=(3, 13)
     ),
+    _hook(_LOOP, Need.CALLS, "_check_running", "permits runs inside of a run where nest_asyncio does"),
+    _hook(
+        _LOOP,
+        Need.HAS,
+        "_asyncgen_firstiter_hook _asyncgen_finalizer_hook _set_coroutine_origin_tracking",
+        "set up for a run inside of a run",
+    ),
+    _hook("asyncio.events", Need.HAS, "_get_running_loop _set_running_loop", "as above"),
+    _hook("asyncio.tasks", Need.HAS, "_swap_current_task", "as above", since=(3, 12)),
+    _hook("asyncio.tasks", Need.HAS, "_current_tasks", "as above", before=(3, 12)),
     _hook(_LOOP, Need.CALLS, "_check_closed", "the engine knows whether the loop is closed"),
     _hook(_LOOP, Need.CALLS, "_write_to_self", "wakes the engine"),
     _hook(

@@ -8,6 +8,7 @@ a hook of asyncio's, see `_hooks`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import selectors
 import socket
 import sys
@@ -17,7 +18,7 @@ from asyncio import base_events, constants, format_helpers, selector_events, trs
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _engine, _fork, _pipes, _resolver, _sockets, _subprocess, _tls
+from . import _engine, _fork, _pipes, _resolver, _running, _sockets, _subprocess, _tls
 
 if TYPE_CHECKING:
     import ssl
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     _Args = TypeVarTuple("_Args")
 
 
-class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.SelectorEventLoop):
+class Loop(
+    _running.Running, _sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.SelectorEventLoop
+):
     """An asyncio event loop on zloop's engine: a complete `asyncio.AbstractEventLoop`.
 
     *selector* is accepted for the sake of programs that pass one to `asyncio.SelectorEventLoop`; it
@@ -50,31 +53,6 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             raise
 
     # Life cycle.
-
-    def run_until_complete(self, future: Any) -> Any:
-        """asyncio.loop.run_until_complete()."""
-        # Before a task is made of a coroutine, which would be left behind.
-        self._check_usable()
-        return super().run_until_complete(future)
-
-    if sys.version_info >= (3, 13):  # pragma: >=3.13 cover
-
-        def run_forever(self) -> None:
-            """asyncio.loop.run_forever()."""
-            self._check_usable()
-            # Set up outside the try: a refused second run must not end the first.
-            self._run_forever_setup()
-            try:
-                self._run_once()
-            finally:
-                self._run_forever_cleanup()
-
-    else:  # pragma: <3.13 cover
-
-        def run_forever(self) -> None:
-            """asyncio.loop.run_forever()."""
-            self._check_usable()
-            super().run_forever()
 
     def close(self) -> None:
         """asyncio.loop.close(): drops what is queued; transports still open are abandoned."""
@@ -186,8 +164,14 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
 
-    def _method_failed(self, method: Callable[..., Any], args: tuple[Any, ...], exc: BaseException) -> None:
-        self._callback_failed(asyncio.Handle(method, args, self), exc)
+    def _method_failed(
+        self,
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        exc: BaseException,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._callback_failed(asyncio.Handle(method, args, self, context), exc)
 
     def _slow_callback(self, what: Any, duration: float) -> None:
         if duration >= self.slow_callback_duration:
@@ -269,11 +253,26 @@ def _describe(handle: asyncio.Handle) -> str:
     return format_helpers._format_callback_source(handle._callback, handle._args)
 
 
+_QUEUED = (selectors.SelectorKey(-1, -1, 0, None), 0)
+
+
 class _Watched(selectors.BaseSelector):
-    """What stands where asyncio keeps its selector: tells what the engine watches, changes nothing."""
+    """What stands where asyncio keeps its selector: tells what the engine watches, changes nothing.
+
+    A program that puts a function in the place of `select` (looptime) has it called for each turn, as on
+    asyncio's loop.
+    """
 
     def __init__(self, loop: Loop) -> None:
-        self._events = loop._watched_events
+        self._loop = loop
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self._loop._polls_by_selector = "select" in vars(self)
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._loop._polls_by_selector = "select" in vars(self)
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         raise RuntimeError("zloop watches descriptors itself: use loop.add_reader() or add_writer()")
@@ -282,11 +281,12 @@ class _Watched(selectors.BaseSelector):
         raise RuntimeError("zloop watches descriptors itself: use loop.remove_reader() or remove_writer()")
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        raise RuntimeError("zloop waits for descriptors itself: use loop.add_reader() or add_writer()")
+        """Polls once and queues what is ready: one entry for each callback, none of which says which."""
+        return [_QUEUED] * self._loop._poll(timeout)
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-        events = self._events(fd)
+        events = self._loop._watched_events(fd)
         if not events:
             raise KeyError(f"{fileobj!r} is not registered")
         return selectors.SelectorKey(fileobj, fd, events, None)

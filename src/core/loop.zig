@@ -61,6 +61,8 @@ const stale_polls_max = 4;
 ///   beforeWait/afterWait                  around a wait, which runs without the host's lock
 ///   idle(*Host) void                      nothing is queued: what is kept for a busy loop can go; may queue work
 ///   patienceNs(*Host) ?u64                how long to wait at most, then to be `idle` once more
+///   pollsItself(*Host) bool               each turn calls `pollBy`, which calls `pollOnce` if it likes
+///   pollBy(*Host, ?u64) Error!void        for so many nanoseconds at most; null for any time
 pub fn Loop(comptime Host: type) type {
     return LoopOver(Host, reactor_.Reactor);
 }
@@ -149,6 +151,11 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             try self.ready.push(self.gpa, work);
         }
 
+        /// What other threads have posted joins the ready queue.
+        pub fn drainInbox(self: *Self) Allocator.Error!void {
+            if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
+        }
+
         /// Any thread. At most one wake-up per batch: the first to post after the loop went to wait.
         pub fn postThreadsafe(self: *Self, work: Work) PushError!void {
             try self.inbox.push(self.gpa, work);
@@ -194,7 +201,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             // Can queue work, so it comes before the decision to wait.
             if (self.ready.len == 0) host.idle();
             const timeout_ns = try self.timeoutNs(host);
-            if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
+            if (self.mustPoll(host, timeout_ns)) try self.poll(host, timeout_ns);
             try self.collectDue(host);
             try self.runReady(host);
             try host.turnDone();
@@ -217,7 +224,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             return self.ready.len > 0 or host.isStopping();
         }
 
-        fn mustPoll(self: *Self, timeout_ns: ?u64) bool {
+        fn mustPoll(self: *Self, host: *Host, timeout_ns: ?u64) bool {
+            if (host.pollsItself()) return true;
             const may_wait = timeout_ns == null or timeout_ns.? > 0;
             if (may_wait or self.turns_without_poll >= self.turnsWithoutPollMax()) return true;
             self.turns_without_poll += 1;
@@ -236,6 +244,12 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         }
 
         fn poll(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
+            if (host.pollsItself()) return host.pollBy(timeout_ns);
+            return self.pollOnce(host, timeout_ns);
+        }
+
+        /// One wait, and what it found into the ready queue.
+        pub fn pollOnce(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
             const reactor = try self.openReactor();
             var events: [event_count_max]Event = undefined;
             self.waiting.store(true, .seq_cst);
@@ -380,6 +394,14 @@ const TestHost = struct {
     fn turn(self: *TestHost, stopping: bool) (Error || error{Forked})!void {
         self.stopping = stopping;
         return self.loop.turn(self);
+    }
+
+    fn pollsItself(_: *TestHost) bool {
+        return false;
+    }
+
+    fn pollBy(_: *TestHost, _: ?u64) Error!void {
+        unreachable;
     }
 
     fn run(self: *TestHost, work: Work) Error!void {

@@ -41,6 +41,8 @@ pub const Fields = struct {
     protocol: ?*Object,
     /// Protocol methods run in it. Replaced by the context of the caller that ends the transport.
     context: ?*Object,
+    /// As a stream's.
+    writer_context: ?*Object,
     sock: ?*Object,
     extra: ?*Object,
     /// The only peer that `sendto` accepts, if there is one.
@@ -93,7 +95,7 @@ pub const Fields = struct {
 pub const Layout = py.Layout(Fields, base_size);
 pub const of = Layout.of;
 
-const vtable: Source.VTable = .{ .ready = ready, .step = step, .is_transport = true };
+const vtable: Source.VTable = .{ .ready = ready, .step = step, .contexts = contextsOf, .wanted = wanted, .is_transport = true };
 
 /// `_make_datagram_transport(sock, protocol, address=None, waiter=None, extra=None)`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
@@ -114,6 +116,7 @@ pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*O
         .loop = loop,
         .protocol = py.newRef(given[1].?),
         .context = context,
+        .writer_context = null,
         .sock = null,
         .extra = null,
         .address = if (args.given(given[2])) |address| py.newRef(address) else null,
@@ -217,6 +220,18 @@ fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
     if (readiness.read and self.isReading()) try datagram_receive.ready(self);
     if (readiness.write and source.watch.armed.write) try datagram_send.ready(self);
+}
+
+fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
+}
+
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    if (self.released or self.conn_lost > 0) return .none;
+    // After a failed last datagram one more turn is owed, see `datagram_send.ready`.
+    return .{ .read = self.interest().read, .write = self.writer_context != null };
 }
 
 pub fn stopReading(self: *Fields) void {
@@ -423,7 +438,7 @@ fn repr(object: *Object) callconv(.c) ?*Object {
     return c.PyUnicode_FromFormat("<DatagramTransport%s fd=%d read=%s write=<%s, bufsize=%zd>>", label, @as(c_int, self.fd()), reading, writing, @as(c.Ssize, @intCast(self.queue.size)));
 }
 
-const references = .{ "protocol", "context", "extra", "address", "waiter", "lost_exception", "dict" };
+const references = .{ "protocol", "context", "writer_context", "extra", "address", "waiter", "lost_exception", "dict" };
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);

@@ -229,7 +229,12 @@ fn unusedStep(_: *Source) py.Error!void {
     unreachable;
 }
 
-const vtable: Source.VTable = .{ .ready = unused, .step = unusedStep, .queue = queue, .is_transport = false };
+/// Never in the ready queue itself: its handles and waiters are.
+fn noContexts(_: *Source) [2]?*Object {
+    unreachable;
+}
+
+const vtable: Source.VTable = .{ .ready = unused, .step = unusedStep, .queue = queue, .contexts = noContexts, .is_transport = false };
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = Layout.of(object);

@@ -16,6 +16,9 @@
 //!
 //! Only the loop's thread runs handles. Any thread may cancel them (`guard.zig`): what a run needs it has taken
 //! into its own hands before the call.
+//!
+//! The context stays with a handle that somebody keeps (`get_context()`). As what is set in it can lead back to the
+//! handle, such a handle is tracked from then on, unless nothing is set in it and nobody else can set anything.
 
 const std = @import("std");
 const core = @import("core");
@@ -79,6 +82,8 @@ pub const Fields = extern struct {
     is_tracked: bool,
     /// The context is one that other handles hold too, see `handle_context.zig`.
     shares_context: bool,
+    /// Somebody else may hold the context: it was given, or handed out.
+    context_is_known: bool,
 
     inline fn held(self: *Fields) []?*Object {
         return self.args[0..if (self.args_count > args_inline_max) 1 else self.args_count];
@@ -151,6 +156,7 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     self.lasting = false;
     self.is_tracked = false;
     self.shares_context = context.is_shared;
+    self.context_is_known = parsed.context != null;
     self.source_traceback = null;
     self.repr = null;
     if (kind == .timer) {
@@ -248,6 +254,17 @@ pub inline fn call(object: *Object) py.Error!void {
     return py.inContext(self.context orelse py.none(), callEntered, .{ self, callback });
 }
 
+/// As `call` by a `Handle._run` of the program's own. What it raises leaves the loop, as in asyncio.
+pub fn callBy(object: *Object, run: *Object) py.Error!void {
+    @branchHint(.cold);
+    const self = of(object);
+    if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .seq_cst)) return;
+    if (self.callback == null) return;
+    const held = py.newRef(run);
+    defer py.decref(held);
+    py.decref(try py.call(held, .{object}));
+}
+
 inline fn callEntered(self: *Fields, callback: *Object) py.Error!void {
     const result = if (self.args_count == 0)
         callOutside(self.loop_object, c.PyObject_CallNoArgs, .{callback})
@@ -279,19 +296,33 @@ fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
 }
 
 pub inline fn afterCall(object: *Object) void {
-    if (!of(object).lasting) finish(object);
+    if (of(object).lasting) return;
+    if (py.isUnique(object)) finish(object) else finishKept(object);
 }
 
 /// The handle will not run again: lets go of all it holds. Re-entrant: each field is empty before
 /// its reference goes.
 pub inline fn finish(object: *Object) void {
     const self = of(object);
+    letCallbackGo(self);
+    self.shares_context = false;
+    py.clear(&self.context);
+}
+
+inline fn letCallbackGo(self: *Fields) void {
     const held = self.held();
     self.args_count = 0;
     py.clear(&self.callback);
     for (held) |*arg| py.clear(arg);
-    self.shares_context = false;
-    py.clear(&self.context);
+}
+
+/// As `finish` for a handle that somebody keeps and may ask for its context. The caller holds a reference.
+fn finishKept(object: *Object) void {
+    const self = of(object);
+    letCallbackGo(self);
+    if (self.is_tracked) return;
+    const context = self.context orelse return;
+    if (!self.shares_context and (self.context_is_known or !contexts.isEmpty(self.loop().state, context))) track(object);
 }
 
 /// The loop's thread, around a run of the handle.
@@ -341,7 +372,7 @@ fn letGo(object: *Object) void {
     const in_heap = self.kind == .timer and timerOf(object).timer.isSet();
     // The heap lets go before anything else can run.
     if (in_heap) self.loop().core.timers.remove(self.loop().core.gpa, &timerOf(object).timer);
-    finish(object);
+    finishKept(object);
     if (in_heap) py.decref(object);
 }
 
@@ -396,6 +427,12 @@ fn getCallback(object: *Object) py.Error!*Object {
     return orNone(of(object).callback);
 }
 
+/// A tool's, for one run.
+fn setCallback(object: *Object, value: ?*Object) py.Error!void {
+    const given = args_.given(value);
+    py.replace(&of(object).callback, if (given) |callback| py.newRef(callback) else null);
+}
+
 fn getArgs(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.callback == null) return py.newNone();
@@ -406,8 +443,12 @@ fn getArgs(object: *Object) py.Error!*Object {
 }
 
 fn getContext(object: *Object) py.Error!*Object {
-    try ownContext(of(object));
-    return orNone(of(object).context);
+    const self = of(object);
+    try ownContext(self);
+    self.context_is_known = true;
+    // A handle that still waits is shown by its queue's owner, and looked at again when it has run.
+    if (self.callback == null) track(object);
+    return orNone(self.context);
 }
 
 fn getLoop(object: *Object) py.Error!*Object {
@@ -467,7 +508,7 @@ const timer_methods = [_]c.PyMethodDef{
 };
 
 const shared_properties = [_]c.PyGetSetDef{
-    py.getter("_callback", getCallback),
+    py.property("_callback", getCallback, setCallback),
     py.getter("_args", getArgs),
     py.getter("_context", getContext),
     py.getter("_loop", getLoop),

@@ -285,7 +285,11 @@ fn unusedStep(_: *Source) py.Error!void {
     unreachable;
 }
 
-const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .is_transport = false };
+fn contextsOf(source: *Source) [2]?*Object {
+    return .{ Fields.ofSource(source).context, null };
+}
+
+const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .contexts = contextsOf, .is_transport = false };
 
 const references = .{ "protocol_factory", "sock", "ssl", "server", "serving_args", "context" };
 

@@ -54,7 +54,7 @@ fn callLater(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*
     const parsed = try args.Callback.parse("call_later", "delay", argv, names, loop.state.name(.context));
     const delay = parsed.leading.?;
     if (delay == py.none()) return py.raise(c.PyExc_TypeError, "delay must not be None");
-    if (loop.clock.isOverridden()) return callAfter(loop, parsed, delay);
+    if (loop_time.isOverridden(loop)) return callAfter(loop, parsed, delay);
     const seconds = c.PyFloat_AsDouble(delay);
     if (seconds == -1 and c.PyErr_Occurred() != null) return error.Python;
     const when = core.clock.toSeconds(core.clock.nowNs()) + seconds;

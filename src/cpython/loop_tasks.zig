@@ -85,11 +85,12 @@ fn createTask(object: *Object, argv: []const *Object, names: ?*Object) py.Error!
     if (argv.len != 1 + keyword_count or keyword_count > keyword_count_max) return inherited(loop, argv, names);
     const coroutine_only = areDefaults(loop.state, argv[1..], names);
     const factory_may_get_keywords = config.py_minor >= 14 and keyword_count > 0;
-    if (takeFactory(loop)) |factory| {
+    const is_known = !loop.patched.create_task;
+    if (is_known) if (takeFactory(loop)) |factory| {
         defer py.decref(factory);
         return if (coroutine_only and !factory_may_get_keywords) byFactory(loop, factory, argv[0]) else inherited(loop, argv, names);
-    }
-    if (loop.debug) return inherited(loop, argv, names);
+    };
+    if (loop.debug or !is_known) return inherited(loop, argv, names);
     try loop.checkClosed();
     const state = loop.state;
     const class = try classOf(state.tasks_module, state.name(.Task));
@@ -167,7 +168,10 @@ fn inherited(loop: *LoopFields, argv: []const *Object, names: ?*Object) py.Error
     stack[0] = loop.object();
     for (argv, stack[1..]) |arg, *place| place.* = arg;
     const keyword_count = if (names) |n| py.tupleSize(n) else 0;
-    return py.check(c.PyObject_Vectorcall(loop.state.inherited_create_task, stack.ptr, stack.len - keyword_count, names));
+    const state = loop.state;
+    const function = try py.getAttr(state.selector_loop_class, state.name(.create_task));
+    defer py.decref(function);
+    return py.check(c.PyObject_Vectorcall(function, stack.ptr, stack.len - keyword_count, names));
 }
 
 fn getTaskFactory(object: *Object) py.Error!*Object {

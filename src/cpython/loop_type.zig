@@ -18,6 +18,8 @@ const handle = @import("handle.zig");
 const handle_context = @import("handle_context.zig");
 const handle_pool = @import("handle_pool.zig");
 const heap_type = @import("heap_type.zig");
+const loop_nested = @import("loop_nested.zig");
+const loop_patched = @import("loop_patched.zig");
 const loop_tasks = @import("loop_tasks.zig");
 const loop_time = @import("loop_time.zig");
 const stream_write = @import("stream_write.zig");
@@ -42,6 +44,10 @@ pub const Fields = struct {
     closed: bool = false,
     stopping: bool = false,
     clock: loop_time.Clock = .{},
+    patched: loop_patched.Patched = .{},
+    runs: loop_nested.Runs = .{},
+    /// The program has put its own function in the place of `loop._selector.select`.
+    polls_by_selector: bool = false,
     /// A callback is running: writes may wait for the end of the turn.
     in_callback: bool = false,
     /// The thread inside run_forever, or 0.
@@ -135,7 +141,7 @@ pub const Fields = struct {
     }
 
     pub inline fn timeNs(self: *Fields) py.Error!u64 {
-        if (self.clock.isOverridden()) return loop_time.nowNs(self);
+        if (loop_time.isOverridden(self)) return loop_time.nowNs(self);
         return core.clock.nowNs();
     }
 
@@ -149,7 +155,23 @@ pub const Fields = struct {
         try self.requests.serveSignals();
     }
 
+    pub inline fn pollsItself(self: *const Fields) bool {
+        return self.polls_by_selector;
+    }
+
+    /// By the program's `select`, which calls `_Watched.select`, and so `pollMethod`, as asyncio calls its selector's.
+    pub fn pollBy(self: *Fields, timeout_ns: ?u64) Error!void {
+        @branchHint(.cold);
+        const selector = try py.getAttr(self.object(), self.state.name(._selector));
+        defer py.decref(selector);
+        const timeout = if (timeout_ns) |ns| try py.newFloat(core.clock.toSeconds(ns)) else py.newNone();
+        defer py.decref(timeout);
+        // What it found is queued already.
+        py.decref(try py.callMethod(selector, self.state.name(.select), .{timeout}));
+    }
+
     pub inline fn run(self: *Fields, work: Self.Work) Error!void {
+        if (self.runs.depth > 1 and try loop_nested.deferIfEntered(self, work)) return;
         const ran = if (self.debug) debug.run(self, work) else self.runPlain(work);
         const result = if (ran) |_| self.requests.serve() else |err| err;
         if (self.dirty.len > 0) {
@@ -180,6 +202,7 @@ pub const Fields = struct {
                 defer if (!debugging) handle.afterCall(work.handle());
                 handle.beginRun(work.handle());
                 defer handle.endRun(work.handle());
+                if (self.patched.handle_run) |run_| return handle.callBy(work.handle(), run_);
                 handle.call(work.handle()) catch return self.callbackFailed(work.handle());
             },
             .ready => {
@@ -215,16 +238,17 @@ pub const Fields = struct {
         const nothing = try py.newTuple(.{});
         defer py.decref(nothing);
         pending.restore();
-        return self.methodFailed(source.object, nothing);
+        return self.methodFailed(source.object, nothing, source.vtable.contexts(source)[0] orelse py.none());
     }
 
-    /// As `callbackFailed` for a method of a protocol that the loop called by itself.
-    pub fn methodFailed(self: *Fields, method: *Object, argument: *Object) py.Error!void {
+    /// As `callbackFailed` for a method of a protocol that the loop called by itself, in `context`, which has been left;
+    /// None for the current one.
+    pub fn methodFailed(self: *Fields, method: *Object, arguments: *Object, context: *Object) py.Error!void {
         @branchHint(.cold);
         if (py.isExit()) return error.Python;
         const exception = py.takeException();
         defer py.decref(exception);
-        py.decref(try py.callMethod(self.object(), self.state.name(._method_failed), .{ method, argument, exception }));
+        py.decref(try py.callMethod(self.object(), self.state.name(._method_failed), .{ method, arguments, exception, context }));
     }
 
     pub inline fn isRunning(self: *const Fields) bool {
@@ -317,6 +341,7 @@ pub const Fields = struct {
             handle.finish(object_);
             py.decref(object_);
         }
+        loop_nested.release(self);
         while (self.dirty.pop()) |source| py.decref(source.object);
         // Releasing can close the reactor, by a finalizer: look each time.
         while (true) {
@@ -348,11 +373,17 @@ fn new(t: *c.PyTypeObject, _: *Object, _: ?*Object) callconv(.c) ?*Object {
         .state = state,
         .contexts = .{ .enabled = state.shares_contexts },
     };
-    loop_time.lookAtClass(of(object)) catch {
+    lookAtProgram(of(object)) catch {
         py.decref(object);
         return null;
     };
     return object;
+}
+
+/// What the program has put in the place of asyncio's and our own functions.
+fn lookAtProgram(self: *Fields) py.Error!void {
+    try loop_time.lookAtClass(self);
+    try loop_patched.look(self);
 }
 
 fn dealloc(object: *Object) callconv(.c) void {
@@ -363,8 +394,10 @@ fn dealloc(object: *Object) callconv(.c) void {
     self.release();
     py.clear(&self.task_factory);
     py.clear(&self.select);
+    py.clear(&self.patched.handle_run);
     self.core.deinit();
     self.dirty.deinit(gpa);
+    self.runs.deferred.deinit(gpa);
     self.write_pool.deinit(gpa);
     self.freeBuffers();
     self.handle_pool.empty();
@@ -392,6 +425,9 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     // The collector runs while the world stands still: nobody holds the inbox's lock.
     const posted = self.core.inbox.items.items;
     if (posted.len <= count_max) for (posted) |work| try handle.traverseQueued(work.handle(), visitor);
+    for (self.runs.deferred.items) |work| {
+        if (work.kind() == .handle) try handle.traverseQueued(work.handle(), visitor) else try visitor.object(work.object());
+    }
     const timers = self.core.timers.entries.items;
     if (timers.len <= count_max) for (timers) |entry| try handle.traverseQueued(handle.ofTimer(entry.timer), visitor);
     for (self.core.watches.slots.items) |slot| {
@@ -401,6 +437,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     try visitor.object(self.current_handle);
     try visitor.object(self.task_factory);
     try visitor.object(self.select);
+    try visitor.object(self.patched.handle_run);
     try visitor.object(self.task_keywords.plain);
     try visitor.object(self.task_keywords.eager);
     try visitor.object(self.contexts.latest);
@@ -411,13 +448,16 @@ fn clearFields(object: *Object) callconv(.c) c_int {
     of(object).release();
     py.clear(&of(object).task_factory);
     py.clear(&of(object).select);
+    py.clear(&of(object).patched.handle_run);
     return 0;
 }
 
 fn runOnce(object: *Object) py.Error!*Object {
     const self = of(object);
     try self.checkUsable();
-    try loop_time.lookAtClass(self);
+    try lookAtProgram(self);
+    const outer: loop_nested.Outer = try .begin(self);
+    defer outer.end(self);
     self.core.beginRun();
     self.requests = .ofThisThread(self.state.knows_requests);
     defer self.dropRunState();
@@ -430,6 +470,26 @@ fn runOnce(object: *Object) py.Error!*Object {
         };
         if (self.stopping or self.closed) return py.newNone();
     }
+}
+
+/// `_Watched.select(timeout)`: polls once and queues what is ready. Gives how many callbacks that are.
+fn pollMethod(object: *Object, timeout: *Object) py.Error!*Object {
+    const self = of(object);
+    try self.checkClosed();
+    if (self.isForeignThread()) return py.raise(c.PyExc_RuntimeError, "the loop polls in its own thread only");
+    var timeout_ns: ?u64 = null;
+    if (timeout != py.none()) {
+        const seconds = c.PyFloat_AsDouble(timeout);
+        if (seconds == -1 and c.PyErr_Occurred() != null) return error.Python;
+        if (seconds != seconds) return py.raise(c.PyExc_ValueError, "Invalid value NaN (not a number)");
+        timeout_ns = core.clock.fromSecondsCeil(seconds);
+    }
+    self.core.drainInbox() catch return py.noMemory();
+    const count = self.core.ready.len;
+    // Its caller can have queued something since asyncio would have looked.
+    if (count > 0) timeout_ns = 0;
+    self.core.pollOnce(self, timeout_ns) catch |err| return raise.fromCore(err);
+    return py.newInt(self.core.ready.len -| count);
 }
 
 fn releaseMethod(object: *Object) py.Error!*Object {
@@ -460,10 +520,6 @@ fn isClosed(object: *Object) py.Error!*Object {
 
 fn getDebug(object: *Object) py.Error!*Object {
     return py.newBool(of(object).debug);
-}
-
-fn time(_: *Object) py.Error!*Object {
-    return py.newFloat(core.clock.toSeconds(core.clock.nowNs()));
 }
 
 fn writeToSelf(object: *Object) py.Error!*Object {
@@ -572,6 +628,7 @@ fn ignoreAssignment(_: *Object, _: ?*Object) py.Error!void {}
 
 const methods = [_]c.PyMethodDef{
     py.Method.noArgs("_run_once", runOnce, "_run_once($self)\n--\n\nRuns turns until the loop is stopped; asyncio's run_forever calls it."),
+    py.Method.oneArg("_poll", pollMethod, "_poll($self, timeout, /)\n--\n\nPolls once, for so many seconds at most or None, and queues what is ready; how many callbacks that are."),
     py.Method.noArgs("_release", releaseMethod, "_release($self)\n--\n\nDrops all queued work and closes the reactor."),
     py.Method.noArgs("_check_closed", checkClosedMethod, "_check_closed($self)\n--\n\nRaises RuntimeError if the loop is closed."),
     py.Method.noArgs("_check_usable", checkUsableMethod, "_check_usable($self)\n--\n\nRaises RuntimeError if the loop is closed or the parent process's."),
@@ -581,7 +638,7 @@ const methods = [_]c.PyMethodDef{
     py.Method.noArgs("is_running", isRunning, "is_running($self)\n--\n\nasyncio.loop.is_running()."),
     py.Method.noArgs("is_closed", isClosed, "is_closed($self)\n--\n\nasyncio.loop.is_closed()."),
     py.Method.noArgs("get_debug", getDebug, "get_debug($self)\n--\n\nasyncio.loop.get_debug()."),
-    py.Method.noArgs("time", time, "time($self)\n--\n\nasyncio.loop.time(): seconds, the same clock as time.monotonic()."),
+    py.Method.noArgs("time", loop_time.time, "time($self)\n--\n\nasyncio.loop.time(): seconds, the same clock as time.monotonic()."),
 } ++ @import("loop_schedule.zig").methods ++ loop_tasks.methods ++ @import("loop_fds.zig").methods ++ @import("loop_streams.zig").methods ++ @import("loop_datagrams.zig").methods ++ @import("loop_socks.zig").methods ++ [_]c.PyMethodDef{.{}};
 
 const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
@@ -589,6 +646,7 @@ const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
     flag("stopping"),
     flag("debug"),
     flag("tls_native"),
+    flag("polls_by_selector"),
     py.property("_thread_id", getThreadId, setThreadId),
     py.property("_current_handle", getCurrentHandle, setCurrentHandle),
     py.property("_select", getSelect, setSelect),

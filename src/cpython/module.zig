@@ -8,6 +8,7 @@ const builtin = @import("builtin");
 const c = @import("c.zig");
 const config = @import("config");
 const py = @import("py.zig");
+const loop_time = @import("loop_time.zig");
 const handle_exclusion = @import("handle_exclusion.zig");
 const layout = @import("layout.zig");
 const state_ = @import("state.zig");
@@ -115,6 +116,7 @@ fn moduleClear(module: *Object) callconv(.c) c_int {
             py.clear(reference);
         }
     };
+    loop_time.unwatchModule(.of(module));
     State.of(module).each({}, Clear.one) catch unreachable;
     return 0;
 }

@@ -39,6 +39,8 @@ pub const Fields = struct {
     protocol: ?*Object,
     /// Protocol methods run in it. Replaced by the context of the caller that ends the connection.
     context: ?*Object,
+    /// As a stream's.
+    writer_context: ?*Object = null,
     /// The file object that owns the descriptor; null once it has been closed.
     pipe: ?*Object,
     extra: ?*Object,
@@ -92,7 +94,7 @@ pub const Fields = struct {
 pub const Layout = py.Layout(Fields, base_size);
 pub const of = Layout.of;
 
-const references = .{ "protocol", "context", "pipe", "extra", "waiter", "lost_exception", "dict" };
+const references = .{ "protocol", "context", "writer_context", "pipe", "extra", "waiter", "lost_exception", "dict" };
 
 pub const Arguments = struct {
     pipe: *Object,
@@ -171,6 +173,11 @@ pub fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
     try self.source.arm(self.loop, interest);
 }
 
+pub fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
+}
+
 /// connection_made, then the watch, then the waiter: asyncio's order.
 pub fn start(self: *Fields, comptime interest: fn (*const Fields) core.reactor.Interest, comptime message: [:0]const u8) py.Error!void {
     const Begin = struct {
@@ -233,12 +240,14 @@ pub fn connectionLost(self: *Fields) py.Error!void {
     const pipe = self.pipe;
     if (pipe) |held| py.incref(held);
     defer py.xdecref(pipe);
+    const context = py.newRef(self.context.?);
+    defer py.decref(context);
     const called = if (protocol) |p| transport.callReported(self, p, .connection_lost, .{exception}) else {};
     const left: py.Saved = .save();
     release(self) catch {
         // One of the two exceptions can leave; the earlier one is the cause of more.
         if (py.isExit() and left.kind == null) return error.Python;
-        try transport.methodFailed(self, pipe.?, .close, .{});
+        try transport.methodFailed(self, context, pipe.?, .close, .{});
     };
     left.restore();
     return called;

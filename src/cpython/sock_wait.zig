@@ -190,7 +190,7 @@ fn wake(self: *Fields) py.Error!void {
     if (py.isExit()) return error.Python;
     const given = try py.newTuple(.{object});
     defer py.decref(given);
-    try self.loop.methodFailed(callback, given);
+    try self.loop.methodFailed(callback, given, context orelse py.none());
 }
 
 fn scheduleMore(self: *Fields) py.Error!void {
@@ -212,7 +212,12 @@ fn schedule(self: *Fields, callback: *Object, context: ?*Object) py.Error!void {
     py.decref(try py.check(c.PyObject_VectorcallMethod(state.name(.call_soon), &stack, 3, state.context_kwnames)));
 }
 
-const vtable: Source.VTable = .{ .ready = unused, .step = step, .is_transport = false };
+fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = @fieldParentPtr("source", source);
+    return .{ self.context, null };
+}
+
+const vtable: Source.VTable = .{ .ready = unused, .step = step, .contexts = contextsOf, .is_waiter = true, .is_transport = false };
 
 fn unused(_: *Source, _: core.reactor.Readiness) py.Error!void {
     unreachable;

@@ -33,6 +33,8 @@ pub const Name = enum {
     _paused,
     _restore_mode,
     _resumed,
+    _run,
+    _selector,
     _slow_callback,
     _sslobj,
     _stream_reader_wr,
@@ -51,6 +53,7 @@ pub const Name = enum {
     connection_lost,
     connection_made,
     context,
+    create_task,
     data_received,
     datagram_received,
     debug,
@@ -72,6 +75,7 @@ pub const Name = enum {
     is_closing,
     loop,
     message,
+    monotonic,
     name,
     pause_reading,
     pause_writing,
@@ -86,6 +90,7 @@ pub const Name = enum {
     server_hostname,
     server_side,
     recvfrom,
+    select,
     send,
     sendto,
     set_exception,
@@ -134,7 +139,20 @@ pub const State = struct {
     no_arguments: *Object,
     loop_kwnames: *Object,
     name_loop_kwnames: *Object,
-    inherited_create_task: *Object,
+    /// The loop class of asyncio's that ours extends, as all of these as they were at import.
+    selector_loop_class: *Object,
+    handle_class: *Object,
+    /// See `loop_patched.zig`.
+    handle_run_code: *Object,
+    create_task_code: *Object,
+    asyncio_time: *Object,
+    time_module: *Object,
+    /// Its dict. The module can lose it before we go.
+    time_dict: *Object,
+    /// `time_dict` may be used: from its import until our module is cleared.
+    knows_time: bool,
+    /// Since 3.12; -1 for none. See `loop_time.zig`.
+    time_watcher: c_int,
     /// asyncio.Transport, and its method as it was at import.
     transport_class: *Object,
     transport_get_extra_info: *Object,
@@ -162,6 +180,7 @@ pub const State = struct {
     shares_contexts: bool,
     /// See `eval_breaker.zig`.
     knows_requests: bool,
+    empty_context_map: ?*anyopaque,
 
     // From ssl, null until the first TLS connection; see `openssl.zig`.
     openssl: @import("openssl.zig").Availability,
@@ -229,9 +248,13 @@ pub fn init(state: *State) py.Error!void {
     state.invalid_state_error = try importAttribute("asyncio", "InvalidStateError");
     state.loop_kwnames = try py.newTuple(.{state.name(.loop)});
     state.name_loop_kwnames = try py.newTuple(.{ state.name(.name), state.name(.loop) });
-    const inherited = try importAttribute("asyncio", "SelectorEventLoop");
-    defer py.decref(inherited);
-    state.inherited_create_task = try py.check(c.PyObject_GetAttrString(inherited, "create_task"));
+    state.selector_loop_class = try importAttribute("asyncio", "SelectorEventLoop");
+    state.handle_class = try importAttribute("asyncio", "Handle");
+    try @import("loop_patched.zig").remember(state);
+    state.asyncio_time = try py.getAttr(state.selector_loop_class, state.name(.time));
+    state.time_module = try py.check(c.PyImport_ImportModule("time"));
+    state.time_dict = py.newRef(c.PyModule_GetDict(state.time_module));
+    try @import("loop_time.zig").watchModule(state);
     state.transport_class = try importAttribute("asyncio", "Transport");
     state.transport_get_extra_info = try py.getAttr(state.transport_class, state.name(.get_extra_info));
     state.buffered_protocol = try importAttribute("asyncio", "BufferedProtocol");
@@ -251,6 +274,7 @@ pub fn init(state: *State) py.Error!void {
     state.openssl = .{};
     state.shares_contexts = try @import("handle_context.zig").layoutIsKnown();
     state.knows_requests = @import("eval_breaker.zig").layoutIsKnown();
+    state.empty_context_map = if (state.shares_contexts) try @import("handle_context.zig").emptyMap() else null;
     state.server_attach_takes_transport = try attachTakesTransport();
 }
 

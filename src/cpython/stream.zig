@@ -37,6 +37,10 @@ pub const Fields = struct {
     protocol: ?*Object,
     /// Protocol methods run in it. Replaced by the context of the caller that ends the connection.
     context: ?*Object,
+    /// A copy of the context of whoever wrote what the kernel had no room for; null while all has left.
+    writer_context: ?*Object,
+    /// The context in which the bytes were written that leave by the end of the turn; null for the transport's own.
+    dirty_context: ?*Object,
     /// The descriptor's owner if there is one; then it closes the descriptor, not we.
     sock: ?*Object,
     /// What `get_extra_info` was given or has made. Made on first use.
@@ -64,7 +68,7 @@ pub const Fields = struct {
     eof_written: bool,
     protocol_paused: bool,
     protocol_connected: bool,
-    /// The kernel's news are being dealt with: what follows from them happens in the transport's own context.
+    /// What ends the connection now happens in the transport's own context.
     handling: bool = false,
     /// Queued in `loop.dirty`.
     dirty: bool,
@@ -98,6 +102,8 @@ pub const of = Layout.of;
 pub const vtable: Source.VTable = .{
     .ready = ready,
     .step = stream_close.step,
+    .contexts = contextsOf,
+    .wanted = wanted,
     .is_transport = true,
 };
 
@@ -128,6 +134,8 @@ pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*
         .loop = loop,
         .protocol = null,
         .context = context,
+        .writer_context = null,
+        .dirty_context = null,
         .sock = if (options.sock) |sock| py.newRef(sock) else null,
         .extra = null,
         .server = null,
@@ -181,10 +189,23 @@ pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*
 /// The descriptor is ready. Reading comes before writing, as in asyncio's event order.
 fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
-    self.handling = true;
-    defer self.handling = false;
-    if (readiness.read and self.isReading() and !self.eof_received) try stream_read.ready(self);
+    if (readiness.read and self.isReading() and !self.eof_received) {
+        self.handling = true;
+        defer self.handling = false;
+        try stream_read.ready(self);
+    }
     if (readiness.write and source.watch.armed.write) try stream_write.ready(self);
+}
+
+fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
+}
+
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    if (self.released or self.conn_lost > 0) return .none;
+    return .{ .read = interest(self).read, .write = !self.queue.isEmpty() };
 }
 
 /// What the watch should be armed for, from the state.
@@ -388,7 +409,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
     try visitor.object(self.loop.object());
     try transport.visitSocket(self, visitor);
-    inline for (.{ "protocol", "context", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
+    inline for (.{ "protocol", "context", "writer_context", "dirty_context", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
         try visitor.object(@field(self, field));
     }
     var pieces = self.queue.iterator();
@@ -398,7 +419,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 fn clearFields(object: *Object) callconv(.c) c_int {
     const self = of(object);
     self.queue.clear(&self.loop.write_pool, loop_type.gpa);
-    inline for (.{ "protocol", "context", "sock", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
+    inline for (.{ "protocol", "context", "writer_context", "dirty_context", "sock", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
         py.clear(&@field(self, field));
     }
     return 0;

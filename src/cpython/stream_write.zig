@@ -10,6 +10,7 @@ const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
+const handle_context = @import("handle_context.zig");
 const raise = @import("raise.zig");
 const loop_type = @import("loop_type.zig");
 const stream = @import("stream.zig");
@@ -121,6 +122,7 @@ pub fn markDirty(self: *Fields) py.Error!void {
     self.loop.dirty.push(gpa, &self.source) catch return py.noMemory();
     py.incref(self.object());
     self.dirty = true;
+    if (!self.handling) py.replace(&self.dirty_context, try handle_context.current(self.loop.state));
 }
 
 /// Sends what callbacks wrote, on every transport they wrote to, also when a protocol that is told to pause
@@ -141,14 +143,21 @@ pub fn flushDirty(loop: *LoopFields) py.Error!void {
 fn flushOne(self: *Fields) py.Error!void {
     defer py.decref(self.object());
     self.dirty = false;
+    defer py.clear(&self.dirty_context);
     if (self.source.watch.armed.write) return;
-    try flush(self);
+    try flushLate(self);
     try maybePause(self);
+}
+
+/// Sends what was written before, for whoever wrote it.
+fn flushLate(self: *Fields) py.Error!void {
+    if (self.dirty_context == null) self.dirty_context = py.newRef(self.context.?);
+    return flush(self);
 }
 
 /// Sends at once what can be sent, for callers that are about to look at the queue.
 pub fn settle(self: *Fields) py.Error!void {
-    if (self.dirty and !self.source.watch.armed.write) try flush(self);
+    if (self.dirty and !self.source.watch.armed.write) try flushLate(self);
 }
 
 /// Sends as much as the kernel takes and arms the watch for the rest. A failed send ends the
@@ -174,9 +183,7 @@ fn send(self: *Fields) py.Error!void {
     if (self.queue.isEmpty()) return;
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .done => {},
-        .would_block => if (!self.loop.closed) {
-            try self.source.arm(self.loop, .{ .read = self.source.watch.armed.read, .write = true });
-        },
+        .would_block => if (!self.loop.closed) try armWrite(self),
         .failed => |code| try sendFailed(self, code),
     }
 }
@@ -191,11 +198,25 @@ pub fn sendBorrowed(self: *Fields, bytes: []const u8) py.Error!void {
     };
     if (rest.len == 0) return;
     try push(self, try py.newBytes(rest));
-    if (self.loop.closed) return;
-    try self.source.arm(self.loop, .{ .read = self.source.watch.armed.read, .write = true });
+    if (!self.loop.closed) try armWrite(self);
+}
+
+fn armWrite(self: *Fields) py.Error!void {
+    try transport.armWrite(self, self.dirty_context, arm);
+}
+
+fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
+    try self.source.arm(self.loop, interest);
 }
 
 fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
+    const was_handling = self.handling;
+    defer self.handling = was_handling;
+    if (self.conn_lost == 0) if (self.dirty_context) |written_in| {
+        // asyncio would have found out in write().
+        py.replace(&self.context, try py.check(c.PyContext_Copy(written_in)));
+        self.handling = true;
+    };
     raise.errno(code) catch {};
     const exception = py.takeException();
     defer py.decref(exception);
@@ -217,6 +238,16 @@ fn tlsOf(self: *Fields) ?*tls.Fields {
 
 /// The kernel has room again.
 pub fn ready(self: *Fields) py.Error!void {
+    const context = py.newRef(transport.writerContext(self));
+    defer py.decref(context);
+    try py.inContext(context, sendQueued, .{self});
+    if (!self.closing or self.conn_lost > 0 or !self.queue.isEmpty()) return;
+    self.conn_lost = 1;
+    py.replace(&self.context, py.newRef(context));
+    try stream_close.connectionLost(self);
+}
+
+fn sendQueued(self: *Fields) py.Error!void {
     if (self.conn_lost > 0) return;
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .failed => |code| return sendFailed(self, code),
@@ -227,19 +258,13 @@ pub fn ready(self: *Fields) py.Error!void {
     if (self.conn_lost > 0) return;
     if (!self.queue.isEmpty()) return;
     self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
+    py.clear(&self.writer_context);
     if (self.empty_waiter) |borrowed| {
         const waiter = py.newRef(borrowed);
         defer py.decref(waiter);
         py.decref(try py.callMethod(waiter, self.loop.state.name(.set_result), .{py.none()}));
     }
-    if (self.closing) {
-        if (self.conn_lost == 0) {
-            self.conn_lost = 1;
-            try stream_close.connectionLost(self);
-        }
-    } else if (self.eof_written) {
-        shutdownWrite(self);
-    }
+    if (!self.closing and self.eof_written) shutdownWrite(self);
 }
 
 /// asyncio lets the error of this call go to the exception handler; a peer that has gone makes the

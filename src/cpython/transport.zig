@@ -2,11 +2,12 @@
 //! flow control, and what counts as bytes.
 //!
 //! The functions take any transport's fields that are called `source`, `loop`, `protocol` and
-//! `context`; those about flow control also need `queue`, `high_water`, `low_water` and
-//! `protocol_paused`. None of them keeps anything.
+//! `context`; those about flow control also need `queue`, `high_water`, `low_water`,
+//! `protocol_paused` and `writer_context`. None of them keeps anything.
 
 const std = @import("std");
 const c = @import("c.zig");
+const core = @import("core");
 const py = @import("py.zig");
 const args = @import("args.zig");
 const raise = @import("raise.zig");
@@ -43,14 +44,36 @@ pub fn setResultUnlessCancelled(state: *State, waiter: *Object) py.Error!void {
 /// second from happening, as in asyncio, which queues them one by one.
 pub fn start(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py.Error!void {
     self.started = true;
-    const protocol = self.protocol orelse return begin(self);
+    const protocol = self.protocol orelse return beginEntered(self, begin);
     callReported(self, protocol, .connection_made, .{self.source.object}) catch {
         const left: py.Saved = .save();
-        begin(self) catch c.PyErr_WriteUnraisable(self.source.object);
+        beginEntered(self, begin) catch c.PyErr_WriteUnraisable(self.source.object);
         left.restore();
         return error.Python;
     };
-    return begin(self);
+    return beginEntered(self, begin);
+}
+
+/// A connection that cannot begin is reported and ended in its own context.
+fn beginEntered(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py.Error!void {
+    return py.inContext(self.context.?, begin, .{self});
+}
+
+/// Arms the watch for room in the kernel. What follows from it runs in a copy of the context of whoever wrote what
+/// waits, `written_in` if that is not the current one: asyncio makes a handle here. Nothing is armed twice, so the
+/// first writer's stays until all has left.
+pub fn armWrite(self: anytype, written_in: ?*Object, comptime arm: fn (@TypeOf(self), core.reactor.Interest) py.Error!void) py.Error!void {
+    const armed = self.source.watch.armed;
+    if (!armed.write) {
+        const copy = try py.check(if (written_in) |context| c.PyContext_Copy(context) else c.PyContext_CopyCurrent());
+        py.replace(&self.writer_context, copy);
+    }
+    try arm(self, .{ .read = armed.read, .write = true });
+}
+
+/// The context of what room in the kernel makes the transport do.
+pub fn writerContext(self: anytype) *Object {
+    return self.writer_context orelse self.context.?;
 }
 
 /// Calls a protocol method in the transport's context; false if it raised, with the exception set.
@@ -69,12 +92,31 @@ fn callForNothing(object: *Object, name: *Object, arguments: anytype) py.Error!v
 
 /// As `enteredCall`, with asyncio's report of an exception in a callback.
 pub fn callReported(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    const context = py.newRef(self.context.?);
+    defer py.decref(context);
     if (try enteredCall(self, protocol, method, arguments)) return;
-    try methodFailed(self, protocol, method, arguments);
+    try methodFailed(self, context, protocol, method, arguments);
 }
 
-/// Reports the exception that is set as asyncio reports one that a callback raised.
-pub fn methodFailed(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+/// As `methodFailed` for a caller that has entered `context`: asyncio reports when it has left it.
+pub fn methodFailedInside(self: anytype, context: *Object, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    if (py.isExit()) return error.Python;
+    const pending: py.Saved = .save();
+    try py.checkInt(c.PyContext_Exit(context));
+    pending.restore();
+    const reported = methodFailed(self, context, protocol, method, arguments);
+    const left: ?py.Saved = if (reported) |_| null else |_| .save();
+    const entered = c.PyContext_Enter(context);
+    if (left) |saved| {
+        if (entered < 0) c.PyErr_WriteUnraisable(self.source.object);
+        saved.restore();
+        return error.Python;
+    }
+    return py.checkInt(entered);
+}
+
+/// Reports the exception that is set as asyncio reports one that a callback raised which ran in `context`.
+pub fn methodFailed(self: anytype, context: *Object, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
     const pending: py.Saved = .save();
     const bound = py.getAttr(protocol, self.loop.state.name(method)) catch none: {
         c.PyErr_Clear();
@@ -87,7 +129,7 @@ pub fn methodFailed(self: anytype, protocol: *Object, comptime method: Name, arg
     };
     defer py.decref(given);
     pending.restore();
-    try self.loop.methodFailed(bound, given);
+    try self.loop.methodFailed(bound, given, context);
 }
 
 /// asyncio's report of an exception that costs the connection.

@@ -76,6 +76,14 @@ fn Scenarios(comptime Reactor: type) type {
 
             pub fn checkSignals(_: *Host) Error!void {}
 
+            pub fn pollsItself(_: *Host) bool {
+                return false;
+            }
+
+            pub fn pollBy(_: *Host, _: ?u64) Error!void {
+                unreachable;
+            }
+
             pub fn timeNs(_: *Host) Error!u64 {
                 return clock.nowNs();
             }
