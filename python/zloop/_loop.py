@@ -8,6 +8,7 @@ a hook of asyncio's, see `_hooks`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import selectors
 import socket
 import sys
@@ -90,8 +91,14 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         server_hostname: str | None = None,
         extra: dict[str, Any] | None = None,
         server: Any = None,
-        **timeouts: float | None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        context: contextvars.Context | None = None,
     ) -> asyncio.Transport:
+        timeouts = {
+            "ssl_handshake_timeout": ssl_handshake_timeout,
+            "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        }
         return _tls.make_transport(
             self,
             rawsock,
@@ -103,6 +110,7 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             extra,
             server,
             timeouts,
+            context,
         )
 
     async def start_tls(
@@ -218,24 +226,31 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         if serving_args[1].fileno() >= 0:
             self._start_serving(*serving_args)
 
-    def _start_serving(self, protocol_factory: Any, sock: Any, sslcontext: Any = None, *args: Any) -> None:
+    def _start_serving(
+        self, protocol_factory: Any, sock: Any, sslcontext: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
         if sslcontext is not None:
             # From here on the listener knows the engine.
             _ = self.tls_engine
-        super()._start_serving(protocol_factory, sock, sslcontext, *args)
+        super()._start_serving(protocol_factory, sock, sslcontext, *args, **kwargs)
 
-    def _accept_tls(self, fd: int, serving_args: tuple[Any, ...]) -> None:
-        protocol_factory, _, sslcontext, server, _, *timeouts = serving_args
+    def _accept_tls(self, fd: int, serving_args: tuple[Any, ...], context: contextvars.Context) -> None:
+        # Called in *context*, the new connection's own.
+        protocol_factory, _, sslcontext, server, _, *timeouts = serving_args[:7]
         conn = socket.socket(fileno=fd)
         conn.setblocking(False)
         names = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
-        given = {name: value for name, value in zip(names, timeouts) if value is not None}
+        given: dict[str, Any] = {name: value for name, value in zip(names, timeouts) if value is not None}
         try:
             extra = {"peername": conn.getpeername()}
         except OSError:
             conn.close()
             return
-        self.create_task(self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given))
+        options: dict[str, Any] = {}
+        if sys.version_info >= (3, 15):  # pragma: >=3.15 cover
+            given["context"] = options["context"] = context
+        accept = self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given)
+        self.create_task(accept, **options)
 
     def _connection_failed(self, exc: BaseException) -> None:
         self.call_exception_handler(

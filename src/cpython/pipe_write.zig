@@ -110,7 +110,7 @@ fn writeQueued(self: *Fields) py.Error!void {
     if (!self.queue.isEmpty()) return;
     self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
     // The protocol may write more.
-    const resumed = transport.maybeResume(self);
+    const resumed = transport.maybeResumeEntered(self);
     if (self.closing and !self.lost) {
         self.source.disarm(self.loop, .none);
         const left: py.Saved = .save();

@@ -143,7 +143,7 @@ fn flushOne(self: *Fields) py.Error!void {
     self.dirty = false;
     if (self.source.watch.armed.write) return;
     try flush(self);
-    try maybePause(self);
+    if (self.delivery != .tls) try transport.maybePauseEntered(self);
 }
 
 /// Sends at once what can be sent, for callers that are about to look at the queue.
@@ -256,9 +256,9 @@ fn maybePause(self: *Fields) py.Error!void {
 fn maybeResume(self: *Fields) py.Error!void {
     if (tlsOf(self)) |above| {
         defer py.decref(above.object());
-        return tls_write.drained(above);
+        return py.inContext(self.context.?, tls_write.drained, .{above});
     }
-    try transport.maybeResume(self);
+    try transport.maybeResumeEntered(self);
 }
 
 fn writeEof(object: *Object) py.Error!*Object {

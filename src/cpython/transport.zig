@@ -4,6 +4,12 @@
 //! The functions take any transport's fields that are called `source`, `loop`, `protocol` and
 //! `context`; those about flow control also need `queue`, `high_water`, `low_water` and
 //! `protocol_paused`. None of them keeps anything.
+//!
+//! Contexts: what is read reaches the protocol in `context`. asyncio's transports make a handle for
+//! connection_made, one for reading and one for connection_lost, each with a copy of the context that is current
+//! then: what connection_made sets the others do not see. Since 3.15 its stream transports, and only they, have one
+//! context for all three. The fields' declaration `has_one_context` says which of the two a transport does; both
+//! copy once per connection or less, and never per packet.
 
 const std = @import("std");
 const c = @import("c.zig");
@@ -44,7 +50,7 @@ pub fn setResultUnlessCancelled(state: *State, waiter: *Object) py.Error!void {
 pub fn start(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py.Error!void {
     self.started = true;
     const protocol = self.protocol orelse return begin(self);
-    callReported(self, protocol, .connection_made, .{self.source.object}) catch {
+    connectionMade(self, protocol) catch {
         const left: py.Saved = .save();
         begin(self) catch c.PyErr_WriteUnraisable(self.source.object);
         left.restore();
@@ -53,12 +59,39 @@ pub fn start(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py
     return begin(self);
 }
 
+fn hasOneContext(comptime Self: type) bool {
+    return @typeInfo(Self).pointer.child.has_one_context;
+}
+
+fn connectionMade(self: anytype, protocol: *Object) py.Error!void {
+    if (comptime hasOneContext(@TypeOf(self))) return callReported(self, protocol, .connection_made, .{self.source.object});
+    return callReportedInCopy(self, protocol, .connection_made, .{self.source.object});
+}
+
+/// As `callReported`, where asyncio has a handle of its own for the call.
+pub fn callReportedInCopy(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    const own = try py.check(c.PyContext_Copy(self.context.?));
+    defer py.decref(own);
+    return callReportedIn(own, self, protocol, method, arguments);
+}
+
+/// The caller begins something for which asyncio's transport makes a handle: a copy of the caller's context is the
+/// transport's from now on, unless it has one for life.
+pub fn takeCallersContext(self: anytype) py.Error!void {
+    if (comptime hasOneContext(@TypeOf(self))) return;
+    py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
+}
+
 /// Calls a protocol method in the transport's context; false if it raised, with the exception set.
 /// Exceptions that must leave the loop come back as the error.
 pub fn enteredCall(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
+    return enteredCallIn(self.context.?, self, protocol, method, arguments);
+}
+
+fn enteredCallIn(context: *Object, self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
     const held = py.newRef(protocol);
     defer py.decref(held);
-    py.inContext(self.context.?, callForNothing, .{ held, self.loop.state.name(method), arguments }) catch |err|
+    py.inContext(context, callForNothing, .{ held, self.loop.state.name(method), arguments }) catch |err|
         return if (py.isExit()) err else false;
     return true;
 }
@@ -69,7 +102,11 @@ fn callForNothing(object: *Object, name: *Object, arguments: anytype) py.Error!v
 
 /// As `enteredCall`, with asyncio's report of an exception in a callback.
 pub fn callReported(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
-    if (try enteredCall(self, protocol, method, arguments)) return;
+    return callReportedIn(self.context.?, self, protocol, method, arguments);
+}
+
+fn callReportedIn(context: *Object, self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    if (try enteredCallIn(context, self, protocol, method, arguments)) return;
     try methodFailed(self, protocol, method, arguments);
 }
 
@@ -176,6 +213,17 @@ pub fn maybeResume(self: anytype) py.Error!void {
     if (!self.protocol_paused or self.queue.size > self.low_water) return;
     self.protocol_paused = false;
     try callFlowControl(self, .resume_writing, "protocol.resume_writing() failed");
+}
+
+/// As the two above, for what the loop finds out between callbacks: in the transport's context.
+pub fn maybePauseEntered(self: anytype) py.Error!void {
+    if (self.queue.size <= self.high_water or self.protocol_paused) return;
+    return py.inContext(self.context.?, maybePause, .{self});
+}
+
+pub fn maybeResumeEntered(self: anytype) py.Error!void {
+    if (!self.protocol_paused or self.queue.size > self.low_water) return;
+    return py.inContext(self.context.?, maybeResume, .{self});
 }
 
 pub fn callFlowControl(self: anytype, comptime method: Name, comptime message: [:0]const u8) py.Error!void {
