@@ -1,8 +1,8 @@
 """Which ContextVars a protocol's methods see of each other, on each version of Python.
 
-Each method notes what it finds in a variable and adds its own letter: (f)actory, (m)ade, (d)ata, (e)of, (l)ost. Up to
-3.14 asyncio's transports have a context for each of connection_made, reading and connection_lost; since 3.15 a stream
-has one for life, taken when its maker was called.
+Each method notes what it finds in a variable and adds its own letter: (f)actory, (m)ade, (d)ata, (e)of,
+(l)ost. Up to 3.14 asyncio's transports have a context for each of connection_made, reading and
+connection_lost; since 3.15 a stream has one for life, taken when its maker was called.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def test_what_a_client_connection_sees(run, kind, tls, protocol, by):
             await harness.within(ours.lost)
             return [line for line in ours.found if not line.startswith("eof=")]
 
-    # Whether the end of the data is told before the end of the connection is the kernel's and the peer's business.
+    # Whether the end of the data is told before the end of the connection is the peer's business.
     if ONE_CONTEXT:
         expected = "factory=T made=T data=Tm data=Tmd lost=Tmdd"
     elif kind == "tls":
@@ -200,6 +200,7 @@ def test_what_an_accepted_connection_sees(run, tls, engine, secure):
 @pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])
 def test_a_server_that_paused_accepting_serves_in_the_same_context(run, tls, engine, monkeypatch, secure):
     """Out of descriptors it stops for a while and begins again."""
+
     async def main():
         loop = asyncio.get_running_loop()
         seen = loop.create_future()

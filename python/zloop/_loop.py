@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import selectors
 import socket
 import sys
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
     _Args = TypeVarTuple("_Args")
 
 
+#: Newer ones may differ, see `_hooks.adapt`.
+NEWEST_TESTED = (3, 15)
+
+
+@functools.cache
+def _adapt_once() -> None:
+    from . import _hooks
+
+    _hooks.adapt()
+
+
 class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.SelectorEventLoop):
     """An asyncio event loop on zloop's engine: a complete `asyncio.AbstractEventLoop`.
 
@@ -34,6 +46,8 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
     """
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        if sys.version_info[:2] > NEWEST_TESTED:
+            _adapt_once()
         super().__init__(selector if selector is not None else _Watched(self))
         self._tls_engine: str | None = None
         try:
@@ -207,9 +221,20 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
     # Child processes.
 
     async def _make_subprocess_transport(
-        self, protocol: Any, *args: Any, **kwargs: Any
+        self,
+        protocol: Any,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> asyncio.SubprocessTransport:
-        return await _subprocess.make_transport(self, protocol, *args, **kwargs)
+        return await _subprocess.make_transport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
+        )
 
     # Accepting, where the engine needs asyncio's help.
 
