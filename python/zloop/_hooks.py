@@ -160,7 +160,7 @@ HOOKS = (
     _hook(
         "asyncio.base_subprocess:BaseSubprocessTransport",
         Need.SETS,
-        "_loop _proc _pid _returncode",
+        "_loop _proc _pid _returncode _exit_waiters",
         "its state",
     ),
     _hook("subprocess:Popen", Need.SETS, "_waitpid_lock", "held while a status is taken"),
@@ -354,7 +354,7 @@ def adapt() -> None:
 
     asyncio's new code passes new arguments to the loop's methods. A TypeError would end every program that
     makes a server, though what the argument asks for matters to few of them. Silence would leave those few to
-    find out. So the loop drops what it does not know, as asyncio did before it had the argument, and names it.
+    find out. So the loop drops what it does not know, as asyncio did before it had it, and names it.
     """
     from ._loop import Loop
 

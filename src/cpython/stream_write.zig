@@ -7,6 +7,7 @@
 //! called only for bytes the kernel refused.
 
 const std = @import("std");
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -34,12 +35,14 @@ pub const Owner = struct {
 
 pub const Queue = core.WriteQueue(Owner);
 
+const wanted = if (config.py_minor >= 14) "a bytes, bytearray, or memoryview object" else "a bytes-like object";
+
 fn write(object: *Object, data: *Object) py.Error!*Object {
     const self = stream.of(object);
     if (!transport.isBytesLike(data)) {
         const name = try py.check(c.PyObject_GetAttrString(@ptrCast(py.typeOf(data)), "__name__"));
         defer py.decref(name);
-        return py.raiseFormat(c.PyExc_TypeError, "data argument must be a bytes-like object, not %R", .{name});
+        return py.raiseFormat(c.PyExc_TypeError, "data argument must be " ++ wanted ++ ", not %R", .{name});
     }
     if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call write() after write_eof()");
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to write; sendfile is in progress");
