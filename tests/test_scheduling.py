@@ -8,6 +8,7 @@ import gc
 import select
 import socket
 import sys
+import sysconfig
 import time
 import weakref
 from typing import Any
@@ -412,6 +413,20 @@ def test_get_context_gives_a_handles_own(loop, schedule):
     loop.run_forever()
     assert seen == ["unset", "ran 0", "from outside", "ran 1", "unset", "ran 2", "unset", "ran 3"]
     assert [context[variable] for context in contexts] == ["ran 0", "ran 1"]
+
+
+@pytest.mark.only_zloop("asyncio has a context for each handle")
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="there each has its own")
+def test_waiting_handles_share_contexts(loop):
+    """Where a thread keeps its context is known for this Python."""
+
+    def count() -> int:
+        return sum(type(each) is contextvars.Context for each in gc.get_objects())
+
+    before = count()
+    handles = [loop.call_soon(int) for _ in range(1000)]
+    assert count() - before < 5
+    assert len(handles) == 1000
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="reports run in the handle's context since 3.12")

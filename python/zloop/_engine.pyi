@@ -17,6 +17,7 @@ from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
 
 build_mode: str
+shares_contexts: bool
 version: str
 
 def _after_fork() -> None: ...
@@ -55,18 +56,39 @@ class Loop(asyncio.SelectorEventLoop):
     def _release(self) -> None: ...
     def _poll(self, timeout: float | None, /) -> int: ...
     _polls_by_selector: bool
-    def _add_reader(self, fd: FileDescriptorLike, callback: Callable[..., Any], *args: Any) -> Handle: ...
+    if sys.version_info >= (3, 15):
+        def _add_reader(
+            self,
+            fd: FileDescriptorLike,
+            callback: Callable[..., Any],
+            *args: Any,
+            context: contextvars.Context | None = None,
+        ) -> Handle: ...
+    else:
+        def _add_reader(self, fd: FileDescriptorLike, callback: Callable[..., Any], *args: Any) -> Handle: ...
     def _remove_reader(self, fd: FileDescriptorLike) -> bool: ...
     def _watched_events(self, fd: FileDescriptorLike) -> int: ...
-    def _make_socket_transport(
-        self,
-        sock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        waiter: asyncio.Future[Any] | None = None,
-        *,
-        extra: dict[str, Any] | None = None,
-        server: Any = None,
-    ) -> StreamTransport: ...
+    if sys.version_info >= (3, 15):
+        def _make_socket_transport(
+            self,
+            sock: socket.socket,
+            protocol: asyncio.BaseProtocol,
+            waiter: asyncio.Future[Any] | None = None,
+            *,
+            extra: dict[str, Any] | None = None,
+            server: Any = None,
+            context: contextvars.Context | None = None,
+        ) -> StreamTransport: ...
+    else:
+        def _make_socket_transport(
+            self,
+            sock: socket.socket,
+            protocol: asyncio.BaseProtocol,
+            waiter: asyncio.Future[Any] | None = None,
+            *,
+            extra: dict[str, Any] | None = None,
+            server: Any = None,
+        ) -> StreamTransport: ...
     _tls_native: bool
     def _tls_unavailable(self) -> str | None: ...
     def _make_tls_transport(
@@ -82,16 +104,29 @@ class Loop(asyncio.SelectorEventLoop):
         shutdown_timeout: float,
         /,
     ) -> SSLTransport | None: ...
-    def _start_serving(
-        self,
-        protocol_factory: Callable[[], asyncio.BaseProtocol],
-        sock: socket.socket,
-        sslcontext: ssl.SSLContext | None = None,
-        server: Any = None,
-        backlog: int = 100,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-    ) -> None: ...
+    if sys.version_info >= (3, 15):
+        def _start_serving(
+            self,
+            protocol_factory: Callable[[], asyncio.BaseProtocol],
+            sock: socket.socket,
+            sslcontext: ssl.SSLContext | None = None,
+            server: Any = None,
+            backlog: int = 100,
+            ssl_handshake_timeout: float | None = None,
+            ssl_shutdown_timeout: float | None = None,
+            context: contextvars.Context | None = None,
+        ) -> None: ...
+    else:
+        def _start_serving(
+            self,
+            protocol_factory: Callable[[], asyncio.BaseProtocol],
+            sock: socket.socket,
+            sslcontext: ssl.SSLContext | None = None,
+            server: Any = None,
+            backlog: int = 100,
+            ssl_handshake_timeout: float | None = None,
+            ssl_shutdown_timeout: float | None = None,
+        ) -> None: ...
     def _read_pipe(
         self,
         pipe: Any,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import selectors
 import socket
 import sys
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
     _Args = TypeVarTuple("_Args")
 
 
+#: Newer ones may differ, see `_hooks.adapt`.
+NEWEST_TESTED = (3, 15)
+
+
+@functools.cache
+def _adapt_once() -> None:
+    from . import _hooks
+
+    _hooks.adapt()
+
+
 class Loop(
     _running.Running, _sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.SelectorEventLoop
 ):
@@ -38,6 +50,8 @@ class Loop(
     """
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        if sys.version_info[:2] > NEWEST_TESTED:
+            _adapt_once()
         super().__init__(selector if selector is not None else _Watched(self))
         self._tls_engine: str | None = None
         # As the selectors see it that asyncio uses.
@@ -88,8 +102,14 @@ class Loop(
         server_hostname: str | None = None,
         extra: dict[str, Any] | None = None,
         server: Any = None,
-        **timeouts: float | None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        context: contextvars.Context | None = None,
     ) -> asyncio.Transport:
+        timeouts = {
+            "ssl_handshake_timeout": ssl_handshake_timeout,
+            "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        }
         return _tls.make_transport(
             self,
             rawsock,
@@ -101,6 +121,7 @@ class Loop(
             extra,
             server,
             timeouts,
+            context,
         )
 
     async def start_tls(
@@ -205,9 +226,20 @@ class Loop(
     # Child processes.
 
     async def _make_subprocess_transport(
-        self, protocol: Any, *args: Any, **kwargs: Any
+        self,
+        protocol: Any,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> asyncio.SubprocessTransport:
-        return await _subprocess.make_transport(self, protocol, *args, **kwargs)
+        return await _subprocess.make_transport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
+        )
 
     # Accepting, where the engine needs asyncio's help.
 
@@ -224,24 +256,31 @@ class Loop(
         if serving_args[1].fileno() >= 0:
             self._start_serving(*serving_args)
 
-    def _start_serving(self, protocol_factory: Any, sock: Any, sslcontext: Any = None, *args: Any) -> None:
+    def _start_serving(
+        self, protocol_factory: Any, sock: Any, sslcontext: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
         if sslcontext is not None:
             # From here on the listener knows the engine.
             _ = self.tls_engine
-        super()._start_serving(protocol_factory, sock, sslcontext, *args)
+        super()._start_serving(protocol_factory, sock, sslcontext, *args, **kwargs)
 
-    def _accept_tls(self, fd: int, serving_args: tuple[Any, ...]) -> None:
-        protocol_factory, _, sslcontext, server, _, *timeouts = serving_args
+    def _accept_tls(self, fd: int, serving_args: tuple[Any, ...], context: contextvars.Context) -> None:
+        # Called in *context*, the new connection's own.
+        protocol_factory, _, sslcontext, server, _, *timeouts = serving_args[:7]
         conn = socket.socket(fileno=fd)
         conn.setblocking(False)
         names = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
-        given = {name: value for name, value in zip(names, timeouts) if value is not None}
+        given: dict[str, Any] = {name: value for name, value in zip(names, timeouts) if value is not None}
         try:
             extra = {"peername": conn.getpeername()}
         except OSError:
             conn.close()
             return
-        self.create_task(self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given))
+        options: dict[str, Any] = {}
+        if sys.version_info >= (3, 15):  # pragma: >=3.15 cover
+            given["context"] = options["context"] = context
+        accept = self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given)
+        self.create_task(accept, **options)
 
     def _connection_failed(self, exc: BaseException) -> None:
         self.call_exception_handler(

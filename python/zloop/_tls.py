@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from asyncio import constants, sslproto
 from asyncio.streams import StreamReaderProtocol
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ except ImportError:  # A Python built without OpenSSL; asyncio raises when TLS i
     ssl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    import contextvars
     import socket
 
     from ._loop import Loop
@@ -65,18 +67,22 @@ def make_transport(
     extra: dict[str, Any] | None,
     server: Any,
     timeouts: dict[str, float | None],
+    context: contextvars.Context | None,
 ) -> asyncio.Transport:
     """What asyncio's `_make_ssl_transport` does, on the loop's engine."""
     if not sslcontext:
         sslcontext = sslproto._create_transport_context(server_side, server_hostname)
+    options: dict[str, Any] = {"extra": extra, "server": server}
+    if sys.version_info >= (3, 15):  # pragma: >=3.15 cover
+        options["context"] = context
     upper = None
     if not _sockets.has_own_methods(rawsock):
         upper = _direct(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
     if upper is not None:
-        loop._make_socket_transport(rawsock, upper, extra=extra, server=server)
+        loop._make_socket_transport(rawsock, upper, **options)
         return upper
     ssl_protocol = _ssl_protocol(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
-    loop._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
+    loop._make_socket_transport(rawsock, ssl_protocol, **options)
     transport: asyncio.Transport = ssl_protocol._app_transport
     return transport
 

@@ -87,6 +87,8 @@ pub const Fields = struct {
         return @fieldParentPtr("source", source);
     }
 
+    pub const has_one_context = false;
+
     fn interest(self: *const Fields) core.reactor.Interest {
         return .{ .read = self.started and self.isReading(), .write = self.source.watch.armed.write };
     }
@@ -269,7 +271,7 @@ fn forceClose(self: *Fields, exception: ?*Object) py.Error!void {
 /// connection_lost runs in the context of whoever ended the transport, as a call_soon would.
 fn queueLost(self: *Fields, exception: ?*Object) py.Error!void {
     self.lost_exception = if (exception) |e| py.newRef(e) else null;
-    py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
+    try transport.takeCallersContext(self);
     if (self.loop.closed) return;
     try transport.queueStep(self);
 }
@@ -372,6 +374,7 @@ fn resumeReading(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.closing or !self.paused) return py.newNone();
     self.paused = false;
+    if (self.started) try transport.takeCallersContext(self);
     if (!self.loop.closed) {
         try self.source.arm(self.loop, self.interest());
         if (self.held.len > 0) try transport.queueStep(self);

@@ -25,7 +25,8 @@ const map_offset = @sizeOf(c.PyObject) + 8;
 const current_offset = switch (config.py_minor) {
     0...10 => 240,
     11 => 224,
-    else => 208,
+    12...14 => 208,
+    else => 232,
 };
 
 inline fn word(base: *const anyopaque, offset: usize) ?*anyopaque {

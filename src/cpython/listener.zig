@@ -4,6 +4,7 @@
 //! TLS with a SSLTransport on top; without the direct engine TLS takes asyncio's accept path.
 
 const std = @import("std");
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -63,6 +64,7 @@ const Fields = struct {
     server: ?*Object,
     /// The arguments of `_start_serving`, to begin again after a pause.
     serving_args: ?*Object,
+    /// Each connection begins in a copy of it. Nothing is run in it.
     context: ?*Object,
     backlog: u32,
     batch: Batch,
@@ -77,13 +79,17 @@ const Fields = struct {
 
 const Layout = py.Layout(Fields, @sizeOf(c.PyObject));
 
-/// `_start_serving(protocol_factory, sock, sslcontext, server, backlog, …timeouts)`.
-pub fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
+const parameters = [_][:0]const u8{
+    "protocol_factory", "sock", "sslcontext", "server", "backlog", "ssl_handshake_timeout", "ssl_shutdown_timeout",
+} ++ if (config.py_minor >= 15) [_][:0]const u8{"context"} else [_][:0]const u8{};
+const signature = "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None" ++
+    (if (config.py_minor >= 15) ", context=None" else "") ++ ")\n--\n\nAccepts connections on a listening socket.";
+pub const method = py.Method.keywords("_start_serving", startServing, signature);
+
+fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
     try loop.checkUsable();
-    const slots_given = try args.parse("_start_serving", &.{
-        "protocol_factory", "sock", "sslcontext", "server", "backlog", "ssl_handshake_timeout", "ssl_shutdown_timeout",
-    }, .{ .required = 2 }, argv, names);
+    const slots_given = try args.parse("_start_serving", &parameters, .{ .required = 2 }, argv, names);
     const sock = slots_given[1].?;
     const fd = try loop_fds.descriptor(sock);
     const backlog = if (args.given(slots_given[4])) |given| c.PyLong_AsLong(given) else 100;
@@ -107,7 +113,9 @@ pub fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.
         .own_name = null,
         .is_tcp = false,
     };
-    self.context = try py.check(c.PyContext_CopyCurrent());
+    const context_given = if (config.py_minor >= 15) args.given(slots_given[7]) else null;
+    if (context_given) |context| try py.checkContext(context);
+    self.context = if (context_given) |context| py.newRef(context) else try py.check(c.PyContext_CopyCurrent());
     self.serving_args = try servingArgs(&slots_given);
     var own: core.sys.Address = undefined;
     if (core.sys.localAddress(fd, &own) == null) {
@@ -137,10 +145,6 @@ fn isWildcard(own: *const core.sys.Address) bool {
 
 fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
-    return py.inContext(self.context.?, acceptBatch, .{self});
-}
-
-fn acceptBatch(self: *Fields) py.Error!void {
     if (!try stillOwns(self)) return;
     self.batch.begin(self.loop, self.backlog);
     for (0..self.batch.size) |_| {
@@ -148,7 +152,7 @@ fn acceptBatch(self: *Fields) py.Error!void {
         if (self.source.watch.armed.isNone()) return;
         var peer: core.sys.Address = undefined;
         switch (core.sys.accept(self.source.watch.fd, &peer)) {
-            .done => |fd| try accepted(self, @intCast(fd), &peer),
+            .done => |fd| try take(self, @intCast(fd), &peer),
             .would_block => {
                 self.batch.was_filled = false;
                 return;
@@ -187,13 +191,30 @@ fn acceptFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
     raise.errno(code) catch {};
     const exception = py.takeException();
     defer py.decref(exception);
+    const context = try py.check(c.PyContext_Copy(self.context.?));
+    defer py.decref(context);
+    return py.inContext(context, reportFailure, .{ self, exception, out_of_resources });
+}
+
+fn reportFailure(self: *Fields, exception: *Object, out_of_resources: bool) py.Error!void {
     py.decref(try py.callMethod(self.loop.object(), self.loop.state.name(._accept_failed), .{
         exception, self.serving_args.?, py.boolBorrowed(out_of_resources),
     }));
 }
 
-fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
-    const result = if (self.ssl == null) acceptPlain(self, fd, peer) else acceptTls(self, fd, peer);
+/// Owns `fd`, as the functions below do.
+fn take(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+    const context = c.PyContext_Copy(self.context.?) orelse {
+        core.sys.close(fd);
+        return error.Python;
+    };
+    defer py.decref(context);
+    return py.inContext(context, accepted, .{ self, fd, peer, context });
+}
+
+/// Runs in `context`, the connection's own: what the protocol factory sets in it is for this connection alone.
+fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address, context: *Object) py.Error!void {
+    const result = if (self.ssl == null) acceptPlain(self, fd, peer, context) else acceptTls(self, fd, peer, context);
     result catch {
         if (py.isExit()) return error.Python;
         const exception = py.takeException();
@@ -204,13 +225,13 @@ fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.
     };
 }
 
-fn acceptPlain(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+fn acceptPlain(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address, context: *Object) py.Error!void {
     const made = transport: {
         errdefer core.sys.close(fd);
         if (self.is_tcp and @import("builtin").os.tag != .linux) core.sys.setNoDelay(fd);
         const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
         defer py.decref(protocol);
-        break :transport try stream.create(self.loop, protocol, .{ .fd = fd, .context = self.context, .server = self.server });
+        break :transport try stream.create(self.loop, protocol, .{ .fd = fd, .context = context, .server = self.server });
     };
     defer py.decref(made);
     try startAccepted(self, made, peer);
@@ -227,7 +248,7 @@ fn startAccepted(self: *Fields, made: *Object, peer: *const core.sys.Address) py
 
 /// A SSLTransport over a StreamTransport, without socket object, task or future; null if the direct
 /// engine cannot serve the context.
-fn makeDirect(self: *Fields, fd: core.sys.fd_t) py.Error!?*Object {
+fn makeDirect(self: *Fields, fd: core.sys.fd_t, context: *Object) py.Error!?*Object {
     const state = self.loop.state;
     const handshake_timeout = timeoutGiven(self, 5);
     const shutdown_timeout = timeoutGiven(self, 6);
@@ -253,18 +274,18 @@ fn makeDirect(self: *Fields, fd: core.sys.fd_t) py.Error!?*Object {
     defer py.decref(protocol);
     try tls.setProtocolFields(tls.of(upper), protocol);
     if (self.is_tcp and @import("builtin").os.tag != .linux) core.sys.setNoDelay(fd);
-    return try stream.create(self.loop, upper, .{ .fd = fd, .context = self.context, .server = self.server });
+    return try stream.create(self.loop, upper, .{ .fd = fd, .context = context, .server = self.server });
 }
 
 fn timeoutGiven(self: *Fields, index: usize) ?*Object {
     return args.given(py.tupleItemBorrowed(self.serving_args.?, index));
 }
 
-fn acceptTls(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+fn acceptTls(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address, context: *Object) py.Error!void {
     if (self.loop.tls_native) {
         const direct = made: {
             errdefer core.sys.close(fd);
-            break :made try makeDirect(self, fd);
+            break :made try makeDirect(self, fd, context);
         };
         if (direct) |made| {
             defer py.decref(made);
@@ -277,8 +298,7 @@ fn acceptTls(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py
         return err;
     };
     defer py.decref(number);
-    const result = py.callMethod(self.loop.object(), self.loop.state.name(._accept_tls), .{ number, self.serving_args.? }) catch |err| return err;
-    py.decref(result);
+    py.decref(try py.callMethod(self.loop.object(), self.loop.state.name(._accept_tls), .{ number, self.serving_args.?, context }));
 }
 
 fn unusedStep(_: *Source) py.Error!void {

@@ -85,6 +85,7 @@ fn setUp(module: *Object) py.Error!void {
     try expose(module, "DatagramTransport", state.datagram_transport_type);
     try expose(module, "SocketWaiter", state.socket_waiter_type);
 
+    try py.checkInt(c.PyModule_AddObjectRef(module, "shares_contexts", py.boolBorrowed(state.shares_contexts)));
     try py.checkInt(c.PyModule_AddStringConstant(module, "version", config.zloop_version ++ ""));
     try py.checkInt(c.PyModule_AddStringConstant(module, "build_mode", @tagName(builtin.mode)));
 }

@@ -37,7 +37,8 @@ pub const Fields = struct {
     /// A strong reference to the loop's object, kept to the end: the finalizer needs it.
     loop: *LoopFields,
     protocol: ?*Object,
-    /// Protocol methods run in it. Replaced by the context of the caller that ends the connection.
+    /// Protocol methods run in it, see `transport.zig`. Replaced by a copy of the caller's context when reading is
+    /// resumed and when the connection is ended.
     context: ?*Object,
     /// As a stream's.
     writer_context: ?*Object = null,
@@ -77,6 +78,8 @@ pub const Fields = struct {
 
     dict: ?*Object = null,
     weakrefs: ?*Object = null,
+
+    pub const has_one_context = false;
 
     pub inline fn object(self: *const Fields) *Object {
         return self.source.object;
@@ -222,7 +225,7 @@ pub fn queueLost(self: *Fields, exception: ?*Object) py.Error!void {
     // No turn will come any more.
     if (self.loop.closed) return release(self);
     py.replace(&self.lost_exception, if (exception) |e| py.newRef(e) else null);
-    if (!self.handling) py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
+    if (!self.handling) try transport.takeCallersContext(self);
     try transport.queueStep(self);
 }
 

@@ -50,7 +50,7 @@ fn step(source: *Source) py.Error!void {
     if (self.eof_pending) {
         self.eof_pending = false;
         if (self.protocol) |protocol| {
-            transport.callReported(self, protocol, .eof_received, .{}) catch |err| {
+            transport.callReportedInCopy(self, protocol, .eof_received, .{}) catch |err| {
                 // The end is still to come when the loop runs again.
                 const saved: py.Saved = .save();
                 transport.queueStep(self) catch c.PyErr_WriteUnraisable(self.object());
@@ -134,7 +134,10 @@ fn resumeReading(object: *Object) py.Error!*Object {
     const self = pipe.of(object);
     if (self.closing or !self.paused) return py.newNone();
     self.paused = false;
-    if (self.started) try pipe.arm(self, .{ .read = true });
+    if (self.started) {
+        try transport.takeCallersContext(self);
+        try pipe.arm(self, .{ .read = true });
+    }
     try debug.log(self.loop, "%r resumes reading", object);
     return py.newNone();
 }

@@ -222,6 +222,11 @@ pub const Saved = struct {
     }
 };
 
+pub fn checkContext(given: *Object) Error!void {
+    if (isExact(given, &c.PyContext_Type)) return;
+    return raiseFormat(c.PyExc_TypeError, "a contextvars.Context was expected, got %R", .{given});
+}
+
 /// Calls `function` with `context` entered. An exception that it raises stays set.
 pub inline fn inContext(given: *Object, comptime function: anytype, arguments: anytype) Error!void {
     const context = newRef(given);

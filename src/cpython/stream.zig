@@ -9,6 +9,7 @@
 //!
 //! Everything here belongs to the loop's thread.
 
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -35,7 +36,8 @@ pub const Fields = struct {
     /// A strong reference to the loop's object, kept to the end: the finalizer needs it.
     loop: *LoopFields,
     protocol: ?*Object,
-    /// Protocol methods run in it. Replaced by the context of the caller that ends the connection.
+    /// Protocol methods run in it, see `transport.zig`. Before 3.15 replaced by a copy of the caller's context when
+    /// reading is resumed and when the connection is ended.
     context: ?*Object,
     /// A copy of the context of whoever wrote what the kernel had no room for; null while all has left.
     writer_context: ?*Object,
@@ -79,6 +81,8 @@ pub const Fields = struct {
     dict: ?*Object,
     weakrefs: ?*Object,
 
+    pub const has_one_context = config.py_minor >= 15;
+
     pub inline fn object(self: *const Fields) *Object {
         return self.source.object;
     }
@@ -111,7 +115,7 @@ pub const Options = struct {
     fd: core.sys.fd_t,
     /// Owns `fd` if given; borrowed reference.
     sock: ?*Object = null,
-    /// Borrowed; null means a copy of the current one.
+    /// Borrowed, and used as it is; null means a copy of the current one.
     context: ?*Object = null,
     extra: ?*Object = null,
     server: ?*Object = null,
@@ -122,7 +126,7 @@ pub const high_water_default = transport.high_water_default;
 
 /// Takes `options.fd` over as soon as it returns a transport; after an error it is the caller's.
 pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*Object {
-    const context = try py.check(if (options.context) |given| c.PyContext_Copy(given) else c.PyContext_CopyCurrent());
+    const context = if (options.context) |given| py.newRef(given) else try py.check(c.PyContext_CopyCurrent());
     const made = c.PyType_GenericAlloc(loop.state.stream_transport_type, 0) orelse {
         py.decref(context);
         return error.Python;
@@ -381,6 +385,7 @@ fn resumeReading(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.closing or !self.paused) return py.newNone();
     self.paused = false;
+    if (self.started) try transport.takeCallersContext(self);
     if (!self.loop.closed) try self.source.arm(self.loop, interest(self));
     try debug.log(self.loop, "%r resumes reading", object);
     return py.newNone();

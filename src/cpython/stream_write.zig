@@ -7,6 +7,7 @@
 //! called only for bytes the kernel refused.
 
 const std = @import("std");
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -35,12 +36,14 @@ pub const Owner = struct {
 
 pub const Queue = core.WriteQueue(Owner);
 
+const wanted = if (config.py_minor >= 14) "a bytes, bytearray, or memoryview object" else "a bytes-like object";
+
 fn write(object: *Object, data: *Object) py.Error!*Object {
     const self = stream.of(object);
     if (!transport.isBytesLike(data)) {
         const name = try py.check(c.PyObject_GetAttrString(@ptrCast(py.typeOf(data)), "__name__"));
         defer py.decref(name);
-        return py.raiseFormat(c.PyExc_TypeError, "data argument must be a bytes-like object, not %R", .{name});
+        return py.raiseFormat(c.PyExc_TypeError, "data argument must be " ++ wanted ++ ", not %R", .{name});
     }
     if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call write() after write_eof()");
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to write; sendfile is in progress");
@@ -146,7 +149,7 @@ fn flushOne(self: *Fields) py.Error!void {
     defer py.clear(&self.dirty_context);
     if (self.source.watch.armed.write) return;
     try flushLate(self);
-    try maybePause(self);
+    if (self.delivery != .tls) try transport.maybePauseEntered(self);
 }
 
 /// Sends what was written before, for whoever wrote it.
@@ -212,7 +215,7 @@ fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
 fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
     const was_handling = self.handling;
     defer self.handling = was_handling;
-    if (self.conn_lost == 0) if (self.dirty_context) |written_in| {
+    if (!Fields.has_one_context and self.conn_lost == 0) if (self.dirty_context) |written_in| {
         // asyncio would have found out in write().
         py.replace(&self.context, try py.check(c.PyContext_Copy(written_in)));
         self.handling = true;

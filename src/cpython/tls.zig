@@ -376,6 +376,10 @@ fn getSendfileMode(object: *Object) py.Error!*Object {
     return py.newRef(of(object).loop.state.sendfile_fallback);
 }
 
+fn getReadingPaused(object: *Object) py.Error!*Object {
+    return py.newBool(of(object).app_reading_paused);
+}
+
 fn getProtocolPaused(object: *Object) py.Error!*Object {
     return py.newBool(of(object).app_writing_paused);
 }
@@ -454,6 +458,7 @@ const properties = [_]c.PyGetSetDef{
     py.getter("_sslcontext", getSslContext),
     py.getter("_closed", getClosed),
     py.getter("_protocol_paused", getProtocolPaused),
+    py.getter("_app_reading_paused", getReadingPaused),
     py.getter("_start_tls_compatible", getTrue),
     py.getter("_sendfile_compatible", getSendfileMode),
     .{},

@@ -288,7 +288,7 @@ pub const methods = [_]c.PyMethodDef{
     py.Method.oneArg("writelines", writelines, "writelines($self, list_of_data)\n--\n\nasyncio.WriteTransport.writelines()."),
     py.Method.noArgs("pause_writing", pauseWriting, "pause_writing($self)\n--\n\nHolds ciphertext back."),
     py.Method.noArgs("resume_writing", resumeWriting, "resume_writing($self)\n--\n\nEnds what pause_writing() began."),
-    py.Method.oneArg("_test__append_write_backlog", appendBacklog, null),
+    py.Method.oneArg("_test__append_write_backlog", appendBacklog, "_test__append_write_backlog($self, data)\n--\n\nFor CPython's own tests."),
     py.Method.noArgs("write_eof", writeEof, "write_eof($self)\n--\n\nNot possible with TLS: raises NotImplementedError."),
     py.Method.noArgs("can_write_eof", canWriteEof, "can_write_eof($self)\n--\n\nasyncio.WriteTransport.can_write_eof(): False."),
     py.Method.noArgs("get_write_buffer_size", getWriteBufferSize, "get_write_buffer_size($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_size(): plaintext and ciphertext that wait, in bytes."),

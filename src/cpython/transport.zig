@@ -4,6 +4,12 @@
 //! The functions take any transport's fields that are called `source`, `loop`, `protocol` and
 //! `context`; those about flow control also need `queue`, `high_water`, `low_water`,
 //! `protocol_paused` and `writer_context`. None of them keeps anything.
+//!
+//! Contexts: what is read reaches the protocol in `context`. asyncio's transports make a handle for
+//! connection_made, one for reading and one for connection_lost, each with a copy of the context that is current
+//! then: what connection_made sets the others do not see. Since 3.15 its stream transports, and only they, have one
+//! context for all three. The fields' declaration `has_one_context` says which of the two a transport does; both
+//! copy once per connection or less, and never per packet.
 
 const std = @import("std");
 const c = @import("c.zig");
@@ -45,7 +51,7 @@ pub fn setResultUnlessCancelled(state: *State, waiter: *Object) py.Error!void {
 pub fn start(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py.Error!void {
     self.started = true;
     const protocol = self.protocol orelse return beginEntered(self, begin);
-    callReported(self, protocol, .connection_made, .{self.source.object}) catch {
+    connectionMade(self, protocol) catch {
         const left: py.Saved = .save();
         beginEntered(self, begin) catch c.PyErr_WriteUnraisable(self.source.object);
         left.restore();
@@ -65,8 +71,11 @@ fn beginEntered(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void)
 pub fn armWrite(self: anytype, written_in: ?*Object, comptime arm: fn (@TypeOf(self), core.reactor.Interest) py.Error!void) py.Error!void {
     const armed = self.source.watch.armed;
     if (!armed.write) {
-        const copy = try py.check(if (written_in) |context| c.PyContext_Copy(context) else c.PyContext_CopyCurrent());
-        py.replace(&self.writer_context, copy);
+        const context = if (comptime hasOneContext(@TypeOf(self)))
+            py.newRef(self.context.?)
+        else
+            try py.check(if (written_in) |given| c.PyContext_Copy(given) else c.PyContext_CopyCurrent());
+        py.replace(&self.writer_context, context);
     }
     try arm(self, .{ .read = armed.read, .write = true });
 }
@@ -76,12 +85,39 @@ pub fn writerContext(self: anytype) *Object {
     return self.writer_context orelse self.context.?;
 }
 
+fn hasOneContext(comptime Self: type) bool {
+    return @typeInfo(Self).pointer.child.has_one_context;
+}
+
+fn connectionMade(self: anytype, protocol: *Object) py.Error!void {
+    if (comptime hasOneContext(@TypeOf(self))) return callReported(self, protocol, .connection_made, .{self.source.object});
+    return callReportedInCopy(self, protocol, .connection_made, .{self.source.object});
+}
+
+/// As `callReported`, where asyncio has a handle of its own for the call.
+pub fn callReportedInCopy(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    const own = try py.check(c.PyContext_Copy(self.context.?));
+    defer py.decref(own);
+    return callReportedIn(own, self, protocol, method, arguments);
+}
+
+/// The caller begins something for which asyncio's transport makes a handle: a copy of the caller's context is the
+/// transport's from now on, unless it has one for life.
+pub fn takeCallersContext(self: anytype) py.Error!void {
+    if (comptime hasOneContext(@TypeOf(self))) return;
+    py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
+}
+
 /// Calls a protocol method in the transport's context; false if it raised, with the exception set.
 /// Exceptions that must leave the loop come back as the error.
 pub fn enteredCall(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
+    return enteredCallIn(self.context.?, self, protocol, method, arguments);
+}
+
+fn enteredCallIn(context: *Object, self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
     const held = py.newRef(protocol);
     defer py.decref(held);
-    py.inContext(self.context.?, callForNothing, .{ held, self.loop.state.name(method), arguments }) catch |err|
+    py.inContext(context, callForNothing, .{ held, self.loop.state.name(method), arguments }) catch |err|
         return if (py.isExit()) err else false;
     return true;
 }
@@ -92,9 +128,13 @@ fn callForNothing(object: *Object, name: *Object, arguments: anytype) py.Error!v
 
 /// As `enteredCall`, with asyncio's report of an exception in a callback.
 pub fn callReported(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
-    const context = py.newRef(self.context.?);
+    return callReportedIn(self.context.?, self, protocol, method, arguments);
+}
+
+fn callReportedIn(given: *Object, self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    const context = py.newRef(given);
     defer py.decref(context);
-    if (try enteredCall(self, protocol, method, arguments)) return;
+    if (try enteredCallIn(context, self, protocol, method, arguments)) return;
     try methodFailed(self, context, protocol, method, arguments);
 }
 
@@ -218,6 +258,12 @@ pub fn maybeResume(self: anytype) py.Error!void {
     if (!self.protocol_paused or self.queue.size > self.low_water) return;
     self.protocol_paused = false;
     try callFlowControl(self, .resume_writing, "protocol.resume_writing() failed");
+}
+
+/// As `maybePause`, for what the loop finds out between callbacks: in the transport's context.
+pub fn maybePauseEntered(self: anytype) py.Error!void {
+    if (self.queue.size <= self.high_water or self.protocol_paused) return;
+    return py.inContext(self.context.?, maybePause, .{self});
 }
 
 pub fn callFlowControl(self: anytype, comptime method: Name, comptime message: [:0]const u8) py.Error!void {
