@@ -11,7 +11,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import sysconfig
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -351,7 +350,9 @@ def test_a_fork_for_a_child_with_a_function_of_its_own_sends_first(run, served):
     async def main() -> None:
         async with served() as (log, peer):
             log.transport.write(b"answer")
-            subprocess.run(["true"], preexec_fn=lambda: receive(peer, 6) == b"answer" or os._exit(1), check=True)
+            subprocess.run(
+                ["true"], preexec_fn=lambda: receive(peer, 6) == b"answer" or os._exit(1), check=True
+            )
 
     run(main())
 
@@ -462,7 +463,7 @@ def test_pipes_and_datagrams_never_wait(run):
     async def main() -> None:
         loop = asyncio.get_running_loop()
         reading, writing = os.pipe()
-        pipe, pipe_log = await loop.connect_write_pipe(Log, open(writing, "wb", 0))
+        pipe, pipe_log = await loop.connect_write_pipe(Log, os.fdopen(writing, "wb", 0))
         pipe.write(b"to a pipe")
         assert os.read(reading, 100) == b"to a pipe"
         pipe.close()
