@@ -159,7 +159,7 @@ async def start(
 
 
 def _let_nothing_wait(transport: Any) -> None:
-    """asyncio's TLS does not hand down what makes a transport send: `drain()`, asking for the size of the buffer."""
+    """asyncio's TLS hands down nothing of what makes a transport send: `drain()`, the size of the buffer."""
     if isinstance(transport, (_engine.StreamTransport, _engine.SSLTransport)):
         transport.set_send_at_once(True)
 
