@@ -411,7 +411,7 @@ def test_get_extra_info_of_sockets_is_asyncios_class(run):
     async def main() -> None:
         async with connected("tcp") as pair:
             sock = pair.client_transport.get_extra_info("socket")
-            assert type(sock) is asyncio.trsock.TransportSocket
+            assert isinstance(sock, asyncio.trsock.TransportSocket)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
 
     run(main())

@@ -105,6 +105,7 @@ HOOKS = (
     ),
     _hook("asyncio.base_events:Server", Need.CALLS, "_attach _detach", "a server counts its connections"),
     _hook("asyncio.trsock", Need.HAS, "TransportSocket", "what get_extra_info() shows of a socket"),
+    _hook("asyncio.trsock:TransportSocket", Need.HAS, "_sock", "its slot; leads to the socket"),
     _hook("asyncio.transports", Need.HAS, "_FlowControlMixin", "base of what sendfile's fallback takes"),
     _hook(
         "asyncio.transports:_FlowControlMixin", Need.SETS, "_protocol_paused _loop", "read by the fallback"
@@ -122,6 +123,7 @@ HOOKS = (
     _hook("concurrent.futures.thread", Need.HAS, "threading queue", "what lookups get their threads from"),
     _hook("asyncio.base_events", Need.HAS, "socket", "where getaddrinfo() is looked up, and may be replaced"),
     _hook(_LOOP, Need.HAS, "_getaddrinfo_debug", "reports slow lookups in debug mode"),
+    _hook("asyncio.streams", Need.HAS, "FlowControlMixin", "inherited by protocols that drain() asks"),
     # Streams, fed natively.
     _hook(
         "asyncio.streams:StreamReader",

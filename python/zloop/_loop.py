@@ -19,7 +19,7 @@ from asyncio import base_events, constants, format_helpers, selector_events, trs
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _engine, _fork, _pipes, _resolver, _running, _sockets, _subprocess, _tls
+from . import _engine, _fork, _pipes, _resolver, _running, _sending, _sockets, _subprocess, _tls
 
 if TYPE_CHECKING:
     import ssl
@@ -53,12 +53,14 @@ class Loop(
         if sys.version_info[:2] > NEWEST_TESTED:
             _adapt_once()
         super().__init__(selector if selector is not None else _Watched(self))
+        _fork.loops.add(self)
         self._tls_engine: str | None = None
         # As the selectors see it that asyncio uses.
         select = selector_events.selectors.select.select  # type: ignore[attr-defined]
         if not isinstance(select, types.BuiltinFunctionType):
             self._select = select
         try:
+            self._send_at_once = _sending.wanted() == "now"
             self._tls_wanted = _tls.wanted()
             if self._tls_wanted == "native":
                 _ = self.tls_engine
@@ -76,6 +78,26 @@ class Loop(
         super().close()
         self._close_resolver()
         self._release()
+
+    # Sending, see `_sending`.
+
+    @property
+    def send_at_once(self) -> bool:
+        """Whether `write()` gives its bytes to the kernel before it returns, as in asyncio.
+
+        False by default: answers wait for the end of the turn. The environment variable ZLOOP_SEND (`turn`,
+        `now`) decides when the loop is made. It can be set at any time and holds for all transports.
+        """
+        return self._send_at_once
+
+    @send_at_once.setter
+    def send_at_once(self, enabled: bool) -> None:
+        self._send_at_once = enabled
+        if enabled:
+            self._send_waiting()
+
+    def _show_socket(self, sock: socket.socket, transport: Any) -> trsock.TransportSocket:
+        return _sending.TransportSocket(sock, transport)
 
     # TLS, see `_tls`.
 

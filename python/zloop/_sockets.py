@@ -212,7 +212,7 @@ class SocketMethods(_engine.Loop):
         transp.pause_reading()
         try:
             await transp._make_empty_waiter()
-            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+            return await self.sock_sendfile(transp._own_socket, file, offset, count, fallback=False)
         finally:
             transp._reset_empty_waiter()
             if resume_reading:

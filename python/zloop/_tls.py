@@ -82,7 +82,8 @@ def make_transport(
         loop._make_socket_transport(rawsock, upper, **options)
         return upper
     ssl_protocol = _ssl_protocol(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
-    loop._make_socket_transport(rawsock, ssl_protocol, **options)
+    stream = loop._make_socket_transport(rawsock, ssl_protocol, **options)
+    _let_nothing_wait(stream)
     transport: asyncio.Transport = ssl_protocol._app_transport
     return transport
 
@@ -132,6 +133,7 @@ async def start(
             call_connection_made=False,
         )
         upper = below._app_transport
+        _let_nothing_wait(transport)
         if paused and _HAS_SHUTDOWN_TIMEOUT:  # pragma: >=3.11 cover
             below.pause_writing()
             below._app_writing_paused = True
@@ -160,6 +162,12 @@ async def start(
         return below._app_transport
     # A transport that was closed before has nothing to upgrade, and asyncio returns nothing.
     return upper if upper.get_extra_info("ssl_object") is not None else None
+
+
+def _let_nothing_wait(transport: Any) -> None:
+    """asyncio's TLS hands down nothing of what makes a transport send: `drain()`, the size of the buffer."""
+    if isinstance(transport, (_engine.StreamTransport, _engine.SSLTransport)):
+        transport.set_send_at_once(True)
 
 
 def _take_early_bytes(protocol: Any) -> bytes:

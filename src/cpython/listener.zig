@@ -40,11 +40,15 @@ const Batch = struct {
     poll_count: u32 = 0,
     was_filled: bool = false,
 
+    /// Whether the poll before the last had something to accept, too.
+    fn isInARow(self: *const Batch, loop: *const LoopFields) bool {
+        return loop.core.poll_count -% self.poll_count == 1;
+    }
+
     fn begin(self: *Batch, loop: *const LoopFields, size_max: u32) void {
-        const in_a_row = loop.core.poll_count -% self.poll_count == 1;
         self.size = if (loop.core.event_count >= crowd_event_count)
             size_max
-        else if (in_a_row and self.was_filled)
+        else if (self.isInARow(loop) and self.was_filled)
             @min(2 * self.size, size_max)
         else
             1;
@@ -71,6 +75,8 @@ const Fields = struct {
     /// The listener's own address if every connection shares it: not a wildcard.
     own_name: ?core.sys.Address,
     is_tcp: bool,
+    /// Every connection in the kernel's queue came after the listener got TCP_NODELAY, and has it from there.
+    inherits_no_delay: bool,
 
     fn ofSource(source: *Source) *Fields {
         return @fieldParentPtr("source", source);
@@ -112,7 +118,9 @@ fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.Erro
         .batch = .{},
         .own_name = null,
         .is_tcp = false,
+        .inherits_no_delay = false,
     };
+    self.batch.poll_count = loop.core.poll_count;
     const context_given = if (config.py_minor >= 15) args.given(slots_given[7]) else null;
     if (context_given) |context| try py.checkContext(context);
     self.context = if (context_given) |context| py.newRef(context) else try py.check(c.PyContext_CopyCurrent());
@@ -122,7 +130,7 @@ fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.Erro
         self.is_tcp = own.family() == std.c.AF.INET or own.family() == std.c.AF.INET6;
         if (!isWildcard(&own)) self.own_name = own;
     }
-    // Connections inherit the option from their listener on Linux: one call instead of one each.
+    // Connections that come from now on inherit the option on Linux: one call instead of one each.
     if (self.is_tcp) core.sys.setNoDelay(fd);
     try self.source.arm(loop, .{ .read = true });
     return py.newNone();
@@ -146,6 +154,9 @@ fn isWildcard(own: *const core.sys.Address) bool {
 fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
     if (!try stillOwns(self)) return;
+    // A poll in between that had nothing to accept found the queue empty, unless it had no room for the listener.
+    const is_crowd = self.loop.core.event_count >= crowd_event_count;
+    if (!self.batch.isInARow(self.loop) and !is_crowd) self.inherits_no_delay = true;
     self.batch.begin(self.loop, self.backlog);
     for (0..self.batch.size) |_| {
         // A protocol factory or connection_made can close the server.
@@ -155,6 +166,7 @@ fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
             .done => |fd| try take(self, @intCast(fd), &peer),
             .would_block => {
                 self.batch.was_filled = false;
+                self.inherits_no_delay = true;
                 return;
             },
             .failed => |code| switch (code) {
@@ -228,13 +240,19 @@ fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address, con
 fn acceptPlain(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address, context: *Object) py.Error!void {
     const made = transport: {
         errdefer core.sys.close(fd);
-        if (self.is_tcp and @import("builtin").os.tag != .linux) core.sys.setNoDelay(fd);
+        setNoDelay(self, fd);
         const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
         defer py.decref(protocol);
         break :transport try stream.create(self.loop, protocol, .{ .fd = fd, .context = context, .server = self.server });
     };
     defer py.decref(made);
     try startAccepted(self, made, peer);
+}
+
+/// A connection that waited in the queue before its listener got the option lacks it.
+fn setNoDelay(self: *const Fields, fd: core.sys.fd_t) void {
+    const inherits = self.inherits_no_delay and @import("builtin").os.tag == .linux;
+    if (self.is_tcp and !inherits) core.sys.setNoDelay(fd);
 }
 
 fn startAccepted(self: *Fields, made: *Object, peer: *const core.sys.Address) py.Error!void {
@@ -273,7 +291,7 @@ fn makeDirect(self: *Fields, fd: core.sys.fd_t, context: *Object) py.Error!?*Obj
     const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
     defer py.decref(protocol);
     try tls.setProtocolFields(tls.of(upper), protocol);
-    if (self.is_tcp and @import("builtin").os.tag != .linux) core.sys.setNoDelay(fd);
+    setNoDelay(self, fd);
     return try stream.create(self.loop, upper, .{ .fd = fd, .context = context, .server = self.server });
 }
 

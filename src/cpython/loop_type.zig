@@ -50,6 +50,8 @@ pub const Fields = struct {
     polls_by_selector: bool = false,
     /// A callback is running: writes may wait for the end of the turn.
     in_callback: bool = false,
+    /// The program wants no write to wait.
+    send_at_once: bool = false,
     /// The thread inside run_forever, or 0.
     thread_id: c_ulong = 0,
     thread_state: ?*anyopaque = null,
@@ -501,6 +503,15 @@ fn releaseMethod(object: *Object) py.Error!*Object {
     return py.newNone();
 }
 
+/// Sends what waits for the end of the turn, before a fork: the child must find it in the kernel. Without the GIL
+/// only the loop's own thread may touch the transports.
+fn sendWaiting(object: *Object) py.Error!*Object {
+    const self = of(object);
+    const is_mine = !config.gil_disabled or !self.isForeignThread();
+    if (is_mine and !self.core.isForked() and self.dirty.len > 0) try stream_write.flushDirty(self);
+    return py.newNone();
+}
+
 fn isForked(object: *Object) py.Error!*Object {
     return py.newBool(of(object).core.isForked());
 }
@@ -633,6 +644,7 @@ const methods = [_]c.PyMethodDef{
     py.Method.noArgs("_check_closed", checkClosedMethod, "_check_closed($self)\n--\n\nRaises RuntimeError if the loop is closed."),
     py.Method.noArgs("_check_usable", checkUsableMethod, "_check_usable($self)\n--\n\nRaises RuntimeError if the loop is closed or the parent process's."),
     py.Method.noArgs("_write_to_self", writeToSelf, "_write_to_self($self)\n--\n\nWakes the loop if it waits; any thread."),
+    py.Method.noArgs("_send_waiting", sendWaiting, "_send_waiting($self)\n--\n\nGives what transports keep for the end of the turn to the kernel."),
     py.Method.noArgs("_is_forked", isForked, "_is_forked($self)\n--\n\nWhether this is a forked child's copy of its parent's loop."),
     py.Method.noArgs("stop", stop, "stop($self)\n--\n\nasyncio.loop.stop()."),
     py.Method.noArgs("is_running", isRunning, "is_running($self)\n--\n\nasyncio.loop.is_running()."),
@@ -647,6 +659,7 @@ const properties = loop_tasks.properties ++ [_]c.PyGetSetDef{
     flag("debug"),
     flag("tls_native"),
     flag("polls_by_selector"),
+    flag("send_at_once"),
     py.property("_thread_id", getThreadId, setThreadId),
     py.property("_current_handle", getCurrentHandle, setCurrentHandle),
     py.property("_select", getSelect, setSelect),

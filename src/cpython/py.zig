@@ -74,6 +74,18 @@ pub inline fn isUnique(object: *Object) bool {
     return object.ob_refcnt == 1;
 }
 
+/// How many references there are. Of an object that other threads use it can be out of date at once.
+pub inline fn refcount(object: *Object) usize {
+    if (comptime config.gil_disabled) {
+        // The owner's references, and those of other threads above two bits of flags.
+        const local: isize = @atomicLoad(u32, &object.ob_ref_local, .monotonic);
+        const shared = @atomicLoad(isize, &object.ob_ref_shared, .monotonic) >> 2;
+        return @intCast(@max(local + shared, 0));
+    }
+    if (comptime has_immortals) return @as(u32, @bitCast(refcount32(object).*));
+    return @intCast(object.ob_refcnt);
+}
+
 /// A recycled object comes back to life with one reference.
 pub inline fn revive(object: *Object) void {
     comptime std.debug.assert(inline_refcounts);

@@ -36,6 +36,7 @@ pub const Name = enum {
     _run,
     _selector,
     _slow_callback,
+    _show_socket,
     _sslobj,
     _stream_reader_wr,
     _transport,
@@ -164,6 +165,8 @@ pub const State = struct {
     buffered_protocol: *Object,
     stream_reader_type: *Object,
     stream_reader_protocol_type: *Object,
+    /// What protocols inherit that `StreamWriter.drain()` waits for.
+    flow_control_mixin: *Object,
     /// The methods whose work `stream_reader.zig` does, as they were at import.
     protocol_data_received: *Object,
     reader_feed_data: *Object,
@@ -259,6 +262,7 @@ pub fn init(state: *State) py.Error!void {
     state.transport_get_extra_info = try py.getAttr(state.transport_class, state.name(.get_extra_info));
     state.buffered_protocol = try importAttribute("asyncio", "BufferedProtocol");
     state.stream_reader_type = try importAttribute("asyncio", "StreamReader");
+    state.flow_control_mixin = try importAttribute("asyncio.streams", "FlowControlMixin");
     state.stream_reader_protocol_type = try importAttribute("asyncio", "StreamReaderProtocol");
     state.protocol_data_received = try py.check(c.PyObject_GetAttrString(state.stream_reader_protocol_type, "data_received"));
     state.reader_feed_data = try py.check(c.PyObject_GetAttrString(state.stream_reader_type, "feed_data"));

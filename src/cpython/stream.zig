@@ -74,6 +74,9 @@ pub const Fields = struct {
     handling: bool = false,
     /// Queued in `loop.dirty`.
     dirty: bool,
+    leaving: stream_write.Leaving = .until_heard,
+    /// `get_extra_info("socket")` has been asked for: `extra` keeps an object that refers to `sock`.
+    socket_shown: bool = false,
     /// The descriptor has been closed.
     released: bool,
     peer_name: address.Compact,
@@ -259,19 +262,28 @@ fn extraBorrowed(self: *Fields) py.Error!*Object {
 
 /// Makes and keeps the value of a name that asyncio fills in when it makes a transport.
 fn compute(self: *Fields, name: *Object) py.Error!?*Object {
-    const state = self.loop.state;
     if (!py.isInstance(name, &c.PyUnicode_Type)) return null;
     const value = if (c.PyUnicode_CompareWithASCIIString(name, "peername") == 0)
         try addressOf(self, &self.peer_name, core.sys.peerAddress, .getpeername)
     else if (c.PyUnicode_CompareWithASCIIString(name, "sockname") == 0)
         try addressOf(self, &self.own_name, core.sys.localAddress, .getsockname)
     else if (c.PyUnicode_CompareWithASCIIString(name, "socket") == 0)
-        try py.call(state.transport_socket_type, .{(try socketBorrowed(self)) orelse return null})
+        try showSocket(self) orelse return null
     else
         return null;
     errdefer py.decref(value);
     try py.checkInt(c.PyDict_SetItem(try extraBorrowed(self), name, value));
     return value;
+}
+
+/// asyncio's TransportSocket over the socket. The loop's Python part makes it: through it bytes leave before
+/// the program acts on the connection.
+fn showSocket(self: *Fields) py.Error!?*Object {
+    const sock = py.newRef((try socketBorrowed(self)) orelse return null);
+    defer py.decref(sock);
+    const shown = try py.callMethod(self.loop.object(), self.loop.state.name(._show_socket), .{ sock, self.object() });
+    self.socket_shown = true;
+    return shown;
 }
 
 fn addressOf(
@@ -356,6 +368,12 @@ fn getExtra(object: *Object) py.Error!*Object {
 }
 
 fn isClosing(object: *Object) py.Error!*Object {
+    const self = of(object);
+    if (self.dirty and try stream_write.isAskedByDrain(self.loop.state, self.protocol)) try stream_write.settle(self);
+    return py.newBool(self.closing);
+}
+
+fn getClosing(object: *Object) py.Error!*Object {
     return py.newBool(of(object).closing);
 }
 
@@ -435,14 +453,23 @@ fn getLoop(object: *Object) py.Error!*Object {
     return py.newRef(if (self.released) py.none() else self.loop.object());
 }
 
+/// asyncio's `_sock`. Whoever asks can do with the socket what he likes.
 fn getSock(object: *Object) py.Error!*Object {
+    try stream_write.letOut(of(object));
+    return getOwnSocket(object);
+}
+
+/// For the loop itself, which uses the socket only while nothing can be written.
+fn getOwnSocket(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.released) return py.newNone();
     return py.newRef((try socketBorrowed(self)) orelse py.none());
 }
 
 fn getFd(object: *Object) py.Error!*Object {
-    return py.newInt(of(object).fd());
+    const self = of(object);
+    try stream_write.letOut(self);
+    return py.newInt(self.fd());
 }
 
 fn getTrue(_: *Object) py.Error!*Object {
@@ -480,9 +507,10 @@ const properties = [_]c.PyGetSetDef{
     py.getter("_extra", getExtra),
     py.getter("_loop", getLoop),
     py.getter("_sock", getSock),
+    py.getter("_own_socket", getOwnSocket),
     py.getter("_sock_fd", getFd),
     py.getter("_protocol", getProtocol),
-    py.getter("_closing", isClosing),
+    py.getter("_closing", getClosing),
     py.getter("_conn_lost", getConnLost),
     py.getter("_paused", getPaused),
     py.getter("_protocol_paused", getProtocolPaused),

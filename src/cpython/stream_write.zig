@@ -2,9 +2,16 @@
 //!
 //! Bytes written during a turn leave at its end, or after the callback that runs past `flush_delay_max_ns`,
 //! all in one system call: a response's head and body cost one, and the peer is woken once by the responses of
-//! many connections. What a program can observe stays asyncio's, which tries to send at once: asking for the
-//! buffer size, closing, aborting, or queueing more than the high-water mark sends first, so `pause_writing` is
-//! called only for bytes the kernel refused.
+//! many connections. asyncio sends at once, and wherever a program can tell the difference the bytes are in the
+//! kernel as with asyncio:
+//!
+//! - Only answers wait: what is written before the peer has said anything leaves at once. So does everything while
+//!   the program holds the socket object itself, or once it has got at the descriptor, and what another thread
+//!   writes (`mayWait`).
+//! - What has waited leaves before `drain()` of a stream goes on, before a method of the socket object, a fork, the
+//!   end of the run, `write_eof()`, `close()` or `abort()` does anything (`settle`, `flushDirty`).
+//! - Asking for the buffer size, or queueing more than the high-water mark, sends first, so `pause_writing` is called
+//!   only for bytes the kernel refused.
 
 const std = @import("std");
 const config = @import("config");
@@ -19,6 +26,7 @@ const stream_close = @import("stream_close.zig");
 const tls = @import("tls.zig");
 const tls_write = @import("tls_write.zig");
 const transport = @import("transport.zig");
+const State = @import("state.zig").State;
 
 const Object = py.Object;
 const Fields = stream.Fields;
@@ -103,11 +111,58 @@ pub fn push(self: *Fields, bytes: *Object) py.Error!void {
 pub fn written(self: *Fields) py.Error!void {
     if (self.source.watch.armed.write) return maybePause(self);
     if (self.loop.core.isForked()) return send(self);
-    if (!self.loop.in_callback or self.queue.size > self.high_water) {
+    if (self.queue.size > self.high_water or !mayWait(self)) {
         try flush(self);
         return maybePause(self);
     }
     try markDirty(self);
+}
+
+/// When what is written to a transport is given to the kernel.
+pub const Leaving = enum {
+    /// At once, as in asyncio: the program has asked for it, or uses the descriptor itself.
+    at_once,
+    /// At once until something has come from the peer; from then on with the turn.
+    until_heard,
+    /// By the end of the turn.
+    with_turn,
+};
+
+/// Something has come from the peer.
+pub inline fn heard(self: *Fields) void {
+    if (self.leaving == .until_heard) self.leaving = .with_turn;
+}
+
+/// Whether what has just been written may wait for the end of the turn.
+fn mayWait(self: *const Fields) bool {
+    return self.leaving == .with_turn and mayWaitOnceHeard(self);
+}
+
+/// As `mayWait` for TLS, which hears from its peer by itself.
+pub fn mayWaitOnceHeard(self: *const Fields) bool {
+    const loop = self.loop;
+    return loop.in_callback and !loop.send_at_once and self.leaving != .at_once and
+        !isSocketHeld(self) and !loop.isForeignThread();
+}
+
+/// Whether somebody else than the transport can use its socket object: whoever made it, most of all.
+fn isSocketHeld(self: *const Fields) bool {
+    const sock = self.sock orelse return false;
+    return py.refcount(sock) > @as(usize, 1) + @intFromBool(self.socket_shown);
+}
+
+/// The program gets at the descriptor, and can use it at any time from now on.
+pub fn letOut(self: *Fields) py.Error!void {
+    self.leaving = .at_once;
+    try settle(self);
+}
+
+/// Whether the protocol is one that `StreamWriter.drain()` stands on: that asks the transport whether it is
+/// closing, and tells nothing else to it.
+pub fn isAskedByDrain(state: *const State, protocol: ?*Object) py.Error!bool {
+    const answer = c.PyObject_IsInstance(protocol orelse return false, state.flow_control_mixin);
+    if (answer < 0) return error.Python;
+    return answer == 1;
 }
 
 /// For so long bytes wait for others of the same turn. Longer gains little, and callbacks that compute would
@@ -335,10 +390,29 @@ fn makeEmptyWaiter(object: *Object) py.Error!*Object {
     return future;
 }
 
+fn setSendAtOnce(object: *Object, enabled: *Object) py.Error!*Object {
+    const self = stream.of(object);
+    self.leaving = if (try py.isTrue(enabled)) .at_once else .with_turn;
+    if (self.leaving == .at_once) try settle(self);
+    return py.newNone();
+}
+
+fn settleMethod(object: *Object) py.Error!*Object {
+    try settle(stream.of(object));
+    return py.newNone();
+}
+
+fn letOutMethod(object: *Object) py.Error!*Object {
+    try letOut(stream.of(object));
+    return py.newNone();
+}
+
 fn resetEmptyWaiter(object: *Object) py.Error!*Object {
     py.clear(&stream.of(object).empty_waiter);
     return py.newNone();
 }
+
+pub const set_send_at_once_doc = "set_send_at_once($self, enabled, /)\n--\n\nWhether write() gives its bytes to the kernel before it returns, as in asyncio, or by the end of the loop's turn.";
 
 pub const methods = [_]c.PyMethodDef{
     py.Method.oneArg("write", write, "write($self, data)\n--\n\nasyncio.WriteTransport.write()."),
@@ -348,6 +422,9 @@ pub const methods = [_]c.PyMethodDef{
     py.Method.noArgs("get_write_buffer_size", getWriteBufferSize, "get_write_buffer_size($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_size(), in bytes."),
     py.Method.noArgs("get_write_buffer_limits", getWriteBufferLimits, "get_write_buffer_limits($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_limits(): (low, high) in bytes."),
     py.Method.keywords("set_write_buffer_limits", setWriteBufferLimits, "set_write_buffer_limits($self, high=None, low=None)\n--\n\nasyncio.WriteTransport.set_write_buffer_limits(), in bytes."),
+    py.Method.oneArg("set_send_at_once", setSendAtOnce, set_send_at_once_doc),
+    py.Method.noArgs("_settle", settleMethod, "_settle($self)\n--\n\nGives what waits for the end of the turn to the kernel."),
+    py.Method.noArgs("_let_out", letOutMethod, "_let_out($self)\n--\n\n_settle(), and from now on what is written leaves at once."),
     py.Method.noArgs("_make_empty_waiter", makeEmptyWaiter, "_make_empty_waiter($self)\n--\n\nA future for \"all is sent\"; asyncio's sendfile uses it."),
     py.Method.noArgs("_reset_empty_waiter", resetEmptyWaiter, "_reset_empty_waiter($self)\n--\n\nEnds what _make_empty_waiter() began."),
 };

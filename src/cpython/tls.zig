@@ -107,6 +107,8 @@ pub const Fields = struct {
     stream_reading_paused: bool,
     /// Ciphertext is being worked on further up the call stack.
     receiving: bool,
+    /// The peer's program has said something: from then on what is written may wait, see `stream_write.zig`.
+    heard: bool,
     /// Ciphertext must not leave now.
     held: bool,
     /// OpenSSL is at work further up the call stack.
@@ -227,6 +229,7 @@ pub fn create(loop: *LoopFields, options: Options) py.Error!?*Object {
         .app_writing_paused = options.writing_paused,
         .stream_reading_paused = false,
         .receiving = false,
+        .heard = false,
         .held = false,
         .in_ssl = false,
         .dict = null,
@@ -324,6 +327,9 @@ fn getExtra(object: *Object) py.Error!*Object {
 
 fn isClosing(object: *Object) py.Error!*Object {
     const self = of(object);
+    if (self.below()) |below| {
+        if (below.dirty and try stream_write.isAskedByDrain(self.loop.state, self.protocol)) try stream_write.settle(below);
+    }
     const closing_below = if (self.below()) |below| below.closing else false;
     return py.newBool(self.closed or closing_below);
 }
