@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -430,6 +431,7 @@ def test_subprocess_shell_of_the_loop(run):
 def test_without_an_exit_descriptor_a_thread_waits(run, monkeypatch, reason):
     if reason == "missing":
         monkeypatch.delattr(os, "pidfd_open", raising=False)
+        monkeypatch.delattr(select, "kqueue", raising=False)
     else:
         error = PermissionError() if reason == "forbidden" else OSError(24, "Too many open files")
 

@@ -17,6 +17,7 @@ from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
 
 build_mode: str
+backend: str
 version: str
 
 def _after_fork() -> None: ...

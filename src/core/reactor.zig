@@ -5,11 +5,15 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
+const sys = @import("sys.zig");
 
 pub const fd_t = std.c.fd_t;
 
 pub const Reactor = switch (builtin.os.tag) {
-    .linux => @import("reactor/epoll.zig").Epoll,
+    .linux => if (sys.backend == .native)
+        @import("reactor/epoll.zig").Epoll
+    else
+        @import("reactor/kqueue.zig").Kqueue(@import("reactor/kqueue_emulated.zig").Chosen),
     .macos, .ios, .freebsd, .netbsd, .openbsd, .dragonfly => @import("reactor/kqueue.zig").Kqueue(@import("reactor/kqueue.zig").Kernel),
     else => @compileError("zloop has no reactor for " ++ @tagName(builtin.os.tag)),
 };

@@ -70,7 +70,7 @@ const Fields = struct {
     is_tcp: bool,
 
     fn ofSource(source: *Source) *Fields {
-        return @fieldParentPtr("source", source);
+        return @alignCast(@fieldParentPtr("source", source));
     }
 };
 
@@ -206,7 +206,7 @@ fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.
 fn acceptPlain(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
     const made = transport: {
         errdefer core.sys.close(fd);
-        if (self.is_tcp and @import("builtin").os.tag != .linux) core.sys.setNoDelay(fd);
+        if (self.is_tcp and !core.sys.is_linux) core.sys.setNoDelay(fd);
         const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
         defer py.decref(protocol);
         break :transport try stream.create(self.loop, protocol, .{ .fd = fd, .context = self.context, .server = self.server });
@@ -251,7 +251,7 @@ fn makeDirect(self: *Fields, fd: core.sys.fd_t) py.Error!?*Object {
     const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
     defer py.decref(protocol);
     try tls.setProtocolFields(tls.of(upper), protocol);
-    if (self.is_tcp and @import("builtin").os.tag != .linux) core.sys.setNoDelay(fd);
+    if (self.is_tcp and !core.sys.is_linux) core.sys.setNoDelay(fd);
     return try stream.create(self.loop, upper, .{ .fd = fd, .context = self.context, .server = self.server });
 }
 

@@ -52,7 +52,7 @@ fn readDirect(
     fd: core.sys.fd_t,
     comptime readFn: fn (core.sys.fd_t, []u8) core.sys.Outcome,
 ) py.Error!Result {
-    var data: ?*py.Object = try py.check(c.PyBytes_FromStringAndSize(null, size.*));
+    var data: ?*py.Object = try py.check(c.PyBytes_FromStringAndSize(null, @intCast(size.*)));
     const outcome = readFn(fd, py.bytesOf(data.?));
     if (outcome != .done or outcome.done == 0) {
         py.decref(data.?);

@@ -15,6 +15,9 @@
 //! - Adding EVFILT_WRITE to a pipe whose reader has gone fails: EPIPE, on NetBSD EBADF. epoll
 //!   reports such a pipe as ready, and the write that follows meets the reason. A one-shot timer
 //!   says so here instead.
+//! - A full pipe that was watched for EVFILT_WRITE before its reader closed never reports on NetBSD
+//!   (seen on the kernel of 7.99; one with room does). EVFILT_READ on the writing end reports the
+//!   lost reader everywhere, full or not, and that is what pipe transports watch.
 //! - A timeout above 100,000,000 s is EINVAL, and older macOS cuts it to whole microseconds: it is
 //!   clamped to the one and rounded up to the other, so that it is never early.
 //! - EVFILT_USER is missing from NetBSD before 10 and from OpenBSD before 7.8: EINVAL when added.
@@ -45,6 +48,8 @@ pub const Kernel = struct {
     pub const NOTE = c.NOTE;
 
     pub const close = sys.close;
+
+    pub const misses_lost_reader = builtin.os.tag == .netbsd;
 
     pub fn getpid() c.pid_t {
         return c.getpid();
