@@ -141,11 +141,12 @@ class Apt:
                 "source",
                 "-q",
                 "--download-only",
+                "--tar-only",
                 package,
                 cwd=Path(scratch),
                 env=self._environment,
             )
-            (archive,) = Path(scratch).glob("*.orig.tar.*[!c]")  # not its signature, .asc
+            (archive,) = (path for path in Path(scratch).glob("*.orig.tar.*") if path.suffix != ".asc")
             destination.mkdir(parents=True, exist_ok=True)
             run("tar", "-x", "-C", destination, "--strip-components=1", "-f", archive)
 

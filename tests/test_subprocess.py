@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import LogBase, pattern, until, within
+from harness import LogBase, pattern, spawn_tells_errors, until, within
 from harness import run as run_on
 
 SHELL = "/bin/sh"
@@ -120,6 +120,7 @@ def test_cwd_env_and_paths(run, tmp_path):
     run(main())
 
 
+@spawn_tells_errors
 def test_missing_and_forbidden_programs(run, tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("no program")
