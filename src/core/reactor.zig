@@ -58,7 +58,7 @@ pub const Event = struct {
 };
 
 /// Errors of `set`: what registering a descriptor can run into. `NotPollable` is a regular file or
-/// a directory; `BadDescriptor` a closed one.
+/// a directory; `BadDescriptor` a closed one. `sys.unexpected` tells of an `Unexpected` one, also below.
 pub const SetError = error{ BadDescriptor, NotPollable, SystemResources, Unexpected };
 pub const OpenError = error{ ProcessFdQuotaExceeded, SystemFdQuotaExceeded, SystemResources, Unexpected };
 pub const WaitError = error{ Interrupted, Unexpected };

@@ -24,6 +24,15 @@ pub const Outcome = union(enum) {
     failed: Errno,
 };
 
+/// The call behind this thread's latest `error.Unexpected`, which has no room for it.
+pub threadlocal var unexpected: struct { call: [:0]const u8 = "", errno: Errno = .SUCCESS } = .{};
+
+/// The error for an errno that nobody has reckoned with.
+pub fn unexpectedError(call: [:0]const u8, errno: Errno) error{Unexpected} {
+    unexpected = .{ .call = call, .errno = errno };
+    return error.Unexpected;
+}
+
 /// A write to a peer that has gone must be an error, not a signal. Older macOS ignores the flag;
 /// CPython ignores the signal by default anyway.
 const send_flags: u32 = c.MSG.NOSIGNAL;

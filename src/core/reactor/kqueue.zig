@@ -110,10 +110,10 @@ pub fn Kqueue(comptime System_: type) type {
 
         pub fn open() reactor.OpenError!Self {
             const kq = System.kqueue();
-            if (kq < 0) return openError(lastErrno());
+            if (kq < 0) return openError("kqueue", lastErrno());
             var self: Self = .{ .kq = kq, .wake_pipe = null, .owner_pid = System.getpid() };
             errdefer self.close();
-            if (c.fcntl(kq, c.F.SETFD, @as(c_int, c.FD_CLOEXEC)) != 0) return error.Unexpected;
+            if (c.fcntl(kq, c.F.SETFD, @as(c_int, c.FD_CLOEXEC)) != 0) return sys.unexpectedError("fcntl", lastErrno());
             try self.openWake();
             return self;
         }
@@ -132,16 +132,16 @@ pub fn Kqueue(comptime System_: type) type {
             switch (errno[0]) {
                 .SUCCESS => return,
                 .INVAL => {},
-                else => return openError(errno[0]),
+                else => return openError("kevent", errno[0]),
             }
             // macOS has always had the filter, and has no pipe2.
-            if (comptime @TypeOf(c.pipe2) == void) return error.Unexpected;
+            if (comptime @TypeOf(c.pipe2) == void) return sys.unexpectedError("kevent", errno[0]);
             var ends: [2]fd_t = undefined;
-            if (c.pipe2(&ends, .{ .NONBLOCK = true, .CLOEXEC = true }) != 0) return openError(lastErrno());
+            if (c.pipe2(&ends, .{ .NONBLOCK = true, .CLOEXEC = true }) != 0) return openError("pipe2", lastErrno());
             self.wake_pipe = ends;
             const wake_token: Token = .{ .fd = ends[0], .generation = 0 };
             try self.apply(&.{change(wake_token, EVFILT.READ, EV.ADD)}, &errno);
-            if (errno[0] != .SUCCESS) return openError(errno[0]);
+            if (errno[0] != .SUCCESS) return openError("kevent", errno[0]);
         }
 
         pub fn close(self: *Self) void {
@@ -255,12 +255,12 @@ pub fn Kqueue(comptime System_: type) type {
                     // All changes have been made, and their receipts are lost: ask again.
                     .INTR => was_interrupted = true,
                     .NOMEM => return error.SystemResources,
-                    else => return error.Unexpected,
+                    else => |errno| return sys.unexpectedError("kevent", errno),
                 }
             };
-            if (row_count != changes.len) return error.Unexpected;
+            if (row_count != changes.len) return sys.unexpectedError("kevent", .IO);
             for (changes, rows[0..row_count], errnos) |one, row, *errno| {
-                if (row.ident != one.ident or row.filter != one.filter or row.flags & EV.ERROR == 0) return error.Unexpected;
+                if (row.ident != one.ident or row.filter != one.filter or row.flags & EV.ERROR == 0) return sys.unexpectedError("kevent", .IO);
                 errno.* = errnoOf(row);
                 if (was_interrupted and one.flags & EV.DELETE != 0 and errno.* == .NOENT) errno.* = .SUCCESS;
             }
@@ -274,7 +274,7 @@ pub fn Kqueue(comptime System_: type) type {
             const rc = System.kevent(self.kq, &.{}, rows[0..count_max], if (timeout_ns == null) null else &timeout);
             if (rc < 0) return switch (lastErrno()) {
                 .INTR => error.Interrupted,
-                else => error.Unexpected,
+                else => |errno| sys.unexpectedError("kevent", errno),
             };
             var count: usize = 0;
             for (rows[0..@intCast(rc)]) |row| {
@@ -349,16 +349,16 @@ fn setError(errno: Errno) SetError {
         .BADF, .NOENT => error.BadDescriptor,
         .INVAL, .NODEV, .NXIO, .OPNOTSUPP, .PERM => error.NotPollable,
         .NOMEM, .NOSPC => error.SystemResources,
-        else => error.Unexpected,
+        else => sys.unexpectedError("kevent", errno),
     };
 }
 
-fn openError(errno: Errno) reactor.OpenError {
+fn openError(call: [:0]const u8, errno: Errno) reactor.OpenError {
     return switch (errno) {
         .MFILE => error.ProcessFdQuotaExceeded,
         .NFILE => error.SystemFdQuotaExceeded,
         .NOMEM => error.SystemResources,
-        else => error.Unexpected,
+        else => sys.unexpectedError(call, errno),
     };
 }
 
