@@ -1,10 +1,13 @@
-"""Run zloop's tests on a processor or a C library that is not this machine's.
+"""Run zloop's tests on a processor, a C library or a kernel's interface that is not this machine's.
 
     python build_tools/platforms.py NAME [PYTEST ARGUMENTS...]
 
 NAME is one of aarch64, riscv64, s390x, powerpc64le, armv7 (under qemu-user), i386 and musl (natively). It
 gets a CPython of that kind from Debian's archive or the package index, compiles the engine for it, runs
 examples/hello.py and then the tests. What it makes lies in .cache/platforms and is used again.
+
+kqueue-emulated and kqueue-emulated-pipe are the running interpreter with an engine that goes the ways of
+macOS and the BSDs: through kqueue.zig, over a kqueue made of epoll, and with what Python has there.
 
 It needs a Debian system on x86_64; for i386 and musl patchelf; for the others root: the tests start programs
 of the other processor too, and the kernel must be told who runs them (binfmt_misc). Where something is
@@ -46,20 +49,23 @@ EMULATED_TESTS = (
 class Foreign:
     """A kind of system that this machine can run. `qemu` names the processor if an emulator is needed."""
 
-    triple: str
+    triple: str = ""
     architecture: str = ""
     qemu: str = ""
     suite: str = "trixie"
+    backend: str = "native"
 
 
 PLATFORMS = {
     "aarch64": Foreign("aarch64-linux-gnu.2.17", "arm64", "aarch64"),
     "riscv64": Foreign("riscv64-linux-gnu.2.31", "riscv64", "riscv64"),
     "s390x": Foreign("s390x-linux-gnu.2.17", "s390x", "s390x", "forky"),
-    "powerpc64le": Foreign("powerpc64le-linux-gnu.2.17", "ppc64el", "ppc64le", "forky"),
+    "powerpc64le": Foreign("powerpc64le-linux-gnu.2.19", "ppc64el", "ppc64le", "forky"),
     "armv7": Foreign("arm-linux-gnueabihf.2.17", "armhf", "arm"),
     "i386": Foreign("x86-linux-gnu.2.17", "i386"),
     "musl": Foreign("x86_64-linux-musl"),
+    "kqueue-emulated": Foreign(backend="kqueue-emulated"),
+    "kqueue-emulated-pipe": Foreign(backend="kqueue-emulated-pipe"),
 }
 
 
@@ -67,7 +73,7 @@ PLATFORMS = {
 class Interpreter:
     command: list[str | Path]
     environment: dict[str, str]
-    # Packages of the tests, by pip, for this interpreter.
+    # Packages of the tests, by pip, for this interpreter, or modules that change it.
     site: Path
 
 
@@ -270,9 +276,10 @@ def compile_libffi(source: Path, library: Path) -> None:
 
 def package(name: str, foreign: Foreign) -> Path:
     """A folder with zloop, its engine compiled for the platform."""
-    os.environ["ZLOOP_FOR"] = TAG
+    if foreign.triple:
+        os.environ["ZLOOP_FOR"] = TAG
     mode = os.environ.get("ZLOOP_BUILD_MODE") or "safe"
-    library = engine.build(engine.Options(mode=mode, target=foreign.triple))
+    library = engine.build(engine.Options(mode=mode, target=foreign.triple or None, backend=foreign.backend))
     folder = WORK / f"{name}-package"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(
@@ -288,12 +295,12 @@ def main() -> int:
         return 2
     name, arguments = sys.argv[1], sys.argv[2:]
     foreign = PLATFORMS[name]
-    if platform.machine() != "x86_64" or sys.platform != "linux":
+    if sys.platform != "linux" or (foreign.triple and platform.machine() != "x86_64"):
         raise Unavailable("this is not Linux on x86_64")
     WORK.mkdir(parents=True, exist_ok=True)
     # Two runs of one platform would take each other's package away.
     with engine.locked(WORK / f"{name}.lock"), contextlib.ExitStack() as stack:
-        interpreter = (debian_interpreter if foreign.architecture else musl_interpreter)(name, foreign)
+        interpreter = interpreter_for(name, foreign)
         if foreign.qemu:
             stack.enter_context(registered(name, interpreter))
         environment = {
@@ -308,12 +315,24 @@ def main() -> int:
         subprocess.run([*interpreter.command, ROOT / "examples" / "hello.py"], env=environment, check=True)
         options = ["-q", "-o", f"cache_dir={WORK / f'{name}-pytest'}"]
         if foreign.qemu:
-            options += ["-o", "timeout=240", *([] if arguments else emulated_tests())]
+            options += ["-o", "timeout=240"]
+        arguments = arguments or tests_for(foreign)
         command = [*interpreter.command, "-m", "pytest", *options, *arguments]
         return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
 
 
-def emulated_tests() -> list[str]:
+def interpreter_for(name: str, foreign: Foreign) -> Interpreter:
+    if foreign.architecture:
+        return debian_interpreter(name, foreign)
+    if foreign.triple:
+        return musl_interpreter(name, foreign)
+    return Interpreter([sys.executable], {}, ROOT / "tests" / "without_linux")
+
+
+def tests_for(foreign: Foreign) -> list[str]:
+    if not foreign.qemu:
+        # The benchmarks take a minute, and are made for the newest release.
+        return ["--ignore=tests/test_bench_smoke.py"]
     return [f"tests/test_{name}.py" for name in EMULATED_TESTS.split()]
 
 

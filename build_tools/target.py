@@ -13,10 +13,10 @@ import sysconfig
 from dataclasses import dataclass
 
 # The oldest system a library is linked for when the triple names no version. glibc 2.17 is what
-# manylinux2014 promises; riscv64 entered glibc with 2.27. Newer kernel calls are raw system calls, so they
+# manylinux2014 promises; some machines entered glibc later. Newer kernel calls are raw system calls, so they
 # need no newer libc.
 GLIBC_VERSION_DEFAULT = "2.17"
-GLIBC_VERSION_RISCV64 = "2.27"
+GLIBC_VERSION_FIRST = {"riscv64": "2.27", "powerpc64le": "2.19"}
 MACOS_VERSION_DEFAULT = "11.0"
 BSD_VERSION_DEFAULT = {"freebsd": "14.0", "netbsd": "10.1", "openbsd": "7.8"}
 
@@ -89,7 +89,7 @@ def parse(triple: str) -> Target:
     multiarch = f"cpython-{interpreter_tag()}-{MULTIARCH_MACHINES.get(machine, machine)}"
     gnu, musl = GNU_ABI.get(machine, "gnu"), MUSL_ABI.get(machine, "musl")
     if system == f"linux-{gnu}":
-        version = version or (GLIBC_VERSION_RISCV64 if machine == "riscv64" else GLIBC_VERSION_DEFAULT)
+        version = version or GLIBC_VERSION_FIRST.get(machine, GLIBC_VERSION_DEFAULT)
         return Target(
             triple=f"{machine}-linux-{gnu}.{version}",
             library_suffix=f".{multiarch}-linux-{gnu}.so",

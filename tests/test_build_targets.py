@@ -47,9 +47,9 @@ def targets():
         ("s390x-linux-gnu", "s390x-linux-gnu.2.17", "-s390x-linux-gnu.so", "manylinux_2_17_s390x"),
         (
             "powerpc64le-linux-gnu",
-            "powerpc64le-linux-gnu.2.17",
+            "powerpc64le-linux-gnu.2.19",
             "-powerpc64le-linux-gnu.so",
-            "manylinux_2_17_ppc64le",
+            "manylinux_2_19_ppc64le",
         ),
         ("x86_64-macos", "x86_64-macos.11.0", "-darwin.so", "macosx_11_0_x86_64"),
         ("aarch64-macos.13.0", "aarch64-macos.13.0", "-darwin.so", "macosx_13_0_arm64"),

@@ -504,6 +504,27 @@ def test_the_api_page_has_every_public_name_and_variable():
     assert variables_in(README.read_text(encoding="utf-8")) <= used
 
 
+def test_the_table_of_platforms_is_what_is_tested(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "build_tools"))
+    table: Any = importlib.import_module("platform_table")
+    readme = README.read_text(encoding="utf-8")
+    assert table.written(readme) == readme, "python build_tools/platform_table.py --write"
+    targets = (ROOT / "build_tools" / "targets.txt").read_text().split()
+    assert sorted(target for row in table.ROWS for target in row.targets) == sorted(targets)
+    script = (ROOT / "scripts" / "test").read_text()
+    in_ci = re.search(r'--platforms\) platforms="([^"]*)"', script)
+    assert in_ci is not None
+    assert "--platforms" in (ROOT / ".ci" / "run").read_text()
+    platforms: Any = importlib.import_module("platforms")
+    for row in table.ROWS:
+        if row.stage in ("pytest", "targets"):
+            assert re.search(rf"\bstage {row.stage} ", script), row
+        else:
+            assert re.search(rf"[ |]{row.stage}[ |)]", script), row
+            assert row.stage == "kqueue" or row.stage in platforms.PLATFORMS
+            assert (row.stage in in_ci[1].split()) == (row.how != table.RELEASE), row
+
+
 def test_the_messages_of_the_troubleshooting_page_are_the_programs():
     section = page("troubleshooting.md").partition("## The build fails")[2].partition("\n## ")[0]
     messages = [row[0].strip("`") for row in table_rows(section)[1:]]

@@ -40,7 +40,8 @@ class kqueue:
         for change in changes:
             # A child that has exited is there for waitpid() only.
             try:
-                has_exited = os.waitid(os.P_PID, change.ident, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                status = os.waitid(os.P_PID, change.ident, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                has_exited = status is not None
             except ChildProcessError:
                 has_exited = True
             if has_exited:
