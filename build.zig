@@ -54,6 +54,7 @@ fn engine(b: *std.Build, target: std.Build.ResolvedTarget) *std.Build.Step.Compi
         \\pub const gil_disabled: bool = false;
         \\pub const py_debug: bool = false;
         \\pub const zloop_version: []const u8 = "0";
+        \\pub const backend = .native;
         \\
     );
     const module = b.createModule(.{

@@ -32,7 +32,7 @@ def main() -> int:
     triples = (Path(__file__).parent / "targets.txt").read_text().split()
     work = engine.CACHE_ROOT / "check-targets"
     work.mkdir(parents=True, exist_ok=True)
-    config = engine.write_config(work)
+    config = engine.write_config(work, engine.Interpreter())
     core_tests = ["test", "--test-no-exec"]
     library = ["build-lib", "-dynamic"]
     failed = []

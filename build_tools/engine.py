@@ -5,12 +5,17 @@ place for the interpreter that runs it, which is what an editable install loads:
 
     python build_tools/engine.py            # ZLOOP_BUILD_MODE, ZLOOP_SYMBOLS and ZLOOP_ZIG apply
 
+A library is kept with a digest of all that it was made from, and made again only when the digest differs: the
+compiler's own cache does not answer for a file that is given a name.
+
 `build-lib` is used rather than `zig build`: the latter first compiles its own build runner, which costs a
 user who installs from source a minute and a half. build.zig is for development only.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import os
 import re
@@ -19,6 +24,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +35,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE_ROOT = ROOT / "src"
 PACKAGE_ROOT = ROOT / "python" / "zloop"
 CACHE_ROOT = ROOT / ".cache"
+# The first of each is the default.
 MODES = ("fast", "safe", "debug")
-MODE_DEFAULT = "fast"
+# What the engine waits for events by. The emulated ones are tests for Linux: kqueue.zig over a kqueue made of
+# epoll, and every other branch for systems that are not Linux; the second wakes by a pipe, as old BSDs do.
+BACKENDS = ("native", "kqueue-emulated", "kqueue-emulated-pipe")
 
 
 class BuildError(Exception):
@@ -41,23 +50,39 @@ class BuildError(Exception):
 class Options:
     """What to build. `target` is None for the running interpreter's own system."""
 
-    mode: str = MODE_DEFAULT
+    mode: str = "fast"
     symbols: bool = False
     target: str | None = None
+    backend: str = "native"
+    # A patchelf to give musl's libc the name that it has on the systems the wheel is for.
+    patchelf: str | None = None
 
     @classmethod
     def from_environment(cls) -> Options:
-        mode = os.environ.get("ZLOOP_BUILD_MODE") or MODE_DEFAULT
-        if mode not in MODES:
-            raise BuildError(f"ZLOOP_BUILD_MODE is {mode!r}; it can be {', '.join(MODES)}")
-        symbols = os.environ.get("ZLOOP_SYMBOLS", "") not in ("", "0")
-        return cls(mode=mode, symbols=symbols, target=os.environ.get("ZLOOP_TARGET") or None)
+        options = cls(
+            mode=_choice("ZLOOP_BUILD_MODE", MODES),
+            symbols=os.environ.get("ZLOOP_SYMBOLS", "") not in ("", "0"),
+            target=os.environ.get("ZLOOP_TARGET") or None,
+            backend=_choice("ZLOOP_BACKEND", BACKENDS),
+            patchelf=os.environ.get("ZLOOP_PATCHELF") or None,
+        )
+        if os.environ.get("ZLOOP_FOR") and not options.target:
+            raise BuildError("ZLOOP_FOR names another interpreter: ZLOOP_TARGET must say for which system")
+        return options
 
     def resolve_target(self) -> targets.Target:
         try:
             return targets.parse(self.target) if self.target else targets.host()
         except targets.TargetError as error:
             raise BuildError(str(error)) from None
+
+
+def _choice(variable: str, allowed: tuple[str, ...]) -> str:
+    """The value of an environment variable; the first of the allowed ones if it is not set."""
+    value = os.environ.get(variable) or allowed[0]
+    if value not in allowed:
+        raise BuildError(f"{variable} is {value!r}; it can be {', '.join(allowed)}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -74,41 +99,80 @@ def build(options: Options) -> Library:
     target = options.resolve_target()
     if not (SOURCE_ROOT / "cpython" / "module.zig").is_file():
         raise BuildError(f"the engine's source is not in {SOURCE_ROOT}")
+    if options.backend != "native" and "-linux-" not in target.triple:
+        raise BuildError(
+            f"ZLOOP_BACKEND={options.backend} is a test for Linux; the target is {target.triple}"
+        )
+    interpreter = Interpreter.chosen()
     name = f"_engine{target.library_suffix}"
-    kind = f"{options.mode}-symbols" if options.symbols else options.mode
-    work = CACHE_ROOT / "engine" / f"{targets.interpreter_tag()}-{target.triple}-{kind}"
+    kind = "-".join(
+        [options.mode, *["symbols"] * options.symbols, *[options.backend] * (options.backend != "native")]
+    )
+    work = CACHE_ROOT / "engine" / f"{interpreter.tag}-{target.triple}-{kind}"
     work.mkdir(parents=True, exist_ok=True)
-    config = write_config(work)
-    # The final name appears by rename: a process that has the old library mapped keeps the old file.
-    unfinished = work / f"{name}.{os.getpid()}"
-    command = [
-        *zig_command(),
-        "build-lib",
-        "-dynamic",
-        *("-O", options.mode),
-        "-fno-strip" if options.symbols or options.mode == "debug" else "-fstrip",
-        "-lc",
-        "-fallow-shlib-undefined",
-        *("-target", target.triple),
-        # Without this a native build takes every instruction the building machine has.
-        "-mcpu=baseline",
-        *("-install_name", f"@rpath/{name}") * target.is_macos,
-        *("--name", "_engine"),
-        *("--cache-dir", str(CACHE_ROOT / "zig")),
-        *module_arguments(config),
-        f"-femit-bin={unfinished}",
-    ]
-    try:
+    with locked(work / "lock"):
+        config = write_config(work, interpreter, options.backend)
+        zig = zig_command()
+        arguments = [
+            "build-lib",
+            "-dynamic",
+            *("-O", options.mode),
+            "-fno-strip" if options.symbols or options.mode == "debug" else "-fstrip",
+            "-lc",
+            "-fallow-shlib-undefined",
+            *("-target", target.triple),
+            # Without this a native build takes every instruction the building machine has.
+            "-mcpu=baseline",
+            *("-install_name", f"@rpath/{name}") * target.is_macos,
+            *("--name", "_engine"),
+            *module_arguments(config),
+        ]
+        needs_rename = options.patchelf is not None and target.is_musl
+        digest = _digest(zig, [*arguments, f"patchelf {needs_rename}"], config)
+        stamp = work / "digest"
+        if (work / name).is_file() and stamp.is_file() and stamp.read_text() == digest:
+            return Library(path=work / name, name=name, target=target)
+        # The final name appears by rename: a process that has the old library mapped keeps the old file.
+        unfinished = work / f"unfinished-{name}"
+        command = [*zig, *arguments, "--cache-dir", str(CACHE_ROOT / "zig"), f"-femit-bin={unfinished}"]
         result = subprocess.run(command, check=False, cwd=work, stdin=subprocess.DEVNULL)
         if result.returncode != 0:
             raise BuildError(
                 f"the Zig compiler failed with status {result.returncode}; its messages are above"
             )
+        if needs_rename:
+            new = f"libc.musl-{target.triple.partition('-')[0]}.so.1"
+            subprocess.run(
+                [options.patchelf, "--replace-needed", "libc.so", new, str(unfinished)], check=True
+            )
+        stamp.unlink(missing_ok=True)
         os.replace(unfinished, work / name)
-    finally:
-        for leftover in work.glob(f"{name}.{os.getpid()}*"):
-            leftover.unlink()
+        stamp.write_text(digest)
     return Library(path=work / name, name=name, target=target)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Two builds of one configuration take turns: the second finds the library made."""
+    with path.open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass  # a file system without locks: whoever builds twice there at once is on his own
+        yield
+
+
+def _digest(zig: list[str], arguments: list[str], config: Path) -> str:
+    """Of all that a library is made from: the compiler, what it is told, and every source file."""
+    version = subprocess.run([*zig, "version"], check=False, capture_output=True, stdin=subprocess.DEVNULL)
+    digest = hashlib.sha256(version.stdout)
+    digest.update("\0".join(arguments).encode())
+    for path in (config, *sorted(SOURCE_ROOT.rglob("*.zig"))):
+        digest.update(f"\0{path}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def build_in_place(options: Options) -> Library:
@@ -157,10 +221,22 @@ class Interpreter:
     minor: int = sys.version_info.minor
     gil_disabled: bool = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     debug: bool = hasattr(sys, "gettotalrefcount")
+    tag: str = ""
+
+    @classmethod
+    def chosen(cls) -> Interpreter:
+        """The one that ZLOOP_FOR names, or the running one."""
+        try:
+            tag = targets.interpreter_tag()
+        except targets.TargetError as error:
+            raise BuildError(str(error)) from None
+        if not os.environ.get("ZLOOP_FOR"):
+            return cls(tag=tag)
+        return cls(int(tag.rstrip("td")[1:]), "t" in tag, "d" in tag, tag)
 
 
-def write_config(folder: Path, interpreter: Interpreter = Interpreter()) -> Path:
-    """Write the Zig module `config`: facts about the interpreter, and the package's version.
+def write_config(folder: Path, interpreter: Interpreter, backend: str = "native") -> Path:
+    """Write the Zig module `config`: facts about the interpreter, the package's version, the backend.
 
     The folder is one configuration's own and the file is rewritten only when it differs, because Zig's cache
     goes by path and by time before it goes by content.
@@ -177,6 +253,7 @@ def write_config(folder: Path, interpreter: Interpreter = Interpreter()) -> Path
         f"pub const gil_disabled: bool = {flag[interpreter.gil_disabled]};\n"
         f"pub const py_debug: bool = {flag[interpreter.debug]};\n"
         f'pub const zloop_version: []const u8 = "{version[1]}";\n'
+        f"pub const backend = .{backend.replace('-', '_')};\n"
     )
     path = folder / "config.zig"
     if not path.is_file() or path.read_text() != source:

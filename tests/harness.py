@@ -32,6 +32,11 @@ old_tls_hangs = pytest.mark.asyncio_bug(
     "rewritten in 3.11", when=sys.version_info < (3, 11), kinds=("tls",), run=False
 )
 
+#: The emulator makes a copying fork of the vfork under posix_spawn: the parent is not told of an error.
+spawn_tells_errors = pytest.mark.skipif(
+    "QEMU_LD_PREFIX" in os.environ, reason="qemu-user does not report why posix_spawn failed"
+)
+
 _transport = asyncio.selector_events._SelectorSocketTransport
 #: Names that asyncio's own writelines uses, where it has one: tells which of its repairs this version has.
 WRITELINES_USES = frozenset(

@@ -488,16 +488,41 @@ def test_the_bounds_are_those_of_the_code():
         assert eval(found[1]) == int(number) * units[unit], name
 
 
+#: What a build of the package runs; the rest of build_tools/ is for the project's own checks.
+BUILD = [ROOT / "build_tools" / "engine.py", ROOT / "build_tools" / "target.py", ROOT / "hatch_build.py"]
+
+
 def test_the_api_page_has_every_public_name_and_variable():
     zloop = pytest.importorskip("zloop", reason="not installed")
     headings = re.findall(r"^#+ (.*)$", page("api.md").replace("\\", ""), re.MULTILINE)
     for name in zloop.__all__:
         assert any(heading.startswith(f"zloop.{name}") for heading in headings), name
     used = set()
-    for path in [*ROOT.glob("python/zloop/*.py"), *ROOT.glob("build_tools/*.py"), ROOT / "hatch_build.py"]:
+    for path in [*ROOT.glob("python/zloop/*.py"), *BUILD]:
         used |= set(re.findall(r"\bZLOOP_[A-Z]+(?:_[A-Z]+)*\b", path.read_text(encoding="utf-8")))
     assert used <= variables_in(page("api.md"))
     assert variables_in(README.read_text(encoding="utf-8")) <= used
+
+
+def test_the_table_of_platforms_is_what_is_tested(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "build_tools"))
+    table: Any = importlib.import_module("platform_table")
+    readme = README.read_text(encoding="utf-8")
+    assert table.written(readme) == readme, "python build_tools/platform_table.py --write"
+    targets = (ROOT / "build_tools" / "targets.txt").read_text().split()
+    assert sorted(target for row in table.ROWS for target in row.targets) == sorted(targets)
+    script = (ROOT / "scripts" / "test").read_text()
+    in_ci = re.search(r'--platforms\) platforms="([^"]*)"', script)
+    assert in_ci is not None
+    assert "--platforms" in (ROOT / ".ci" / "run").read_text()
+    platforms: Any = importlib.import_module("platforms")
+    for row in table.ROWS:
+        if row.stage in ("pytest", "targets"):
+            assert re.search(rf"\bstage {row.stage} ", script), row
+        else:
+            assert re.search(rf"[ |]{row.stage}[ |)]", script), row
+            assert row.stage == "kqueue" or row.stage in platforms.PLATFORMS
+            assert (row.stage in in_ci[1].split()) == (row.how != table.RELEASE), row
 
 
 def test_the_messages_of_the_troubleshooting_page_are_the_programs():

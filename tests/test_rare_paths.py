@@ -482,13 +482,15 @@ def test_a_status_that_is_not_there_yet_is_waited_for_by_a_thread(run, monkeypat
     run(main())
 
 
-def without_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_exit_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel tells of a child's exit: neither Linux's way nor that of macOS and the BSDs."""
     monkeypatch.delattr(os, "pidfd_open", raising=False)
+    monkeypatch.delattr(select, "kqueue", raising=False)
 
 
 @only_zloop
 def test_a_thread_finds_the_status_taken(run, monkeypatch):
-    without_pidfd(monkeypatch)
+    without_exit_descriptor(monkeypatch)
     waitid = os.waitid
 
     def taken(*args: Any) -> Any:
@@ -531,7 +533,7 @@ def test_a_child_is_ended_when_nothing_can_wait_for_it(run, monkeypatch):
         raise RuntimeError("can't start new thread")
 
     async def main() -> None:
-        without_pidfd(monkeypatch)
+        without_exit_descriptor(monkeypatch)
         monkeypatch.setattr(_subprocess._ExitThread, "start", refuse)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await child()
@@ -600,7 +602,7 @@ class Queue:
 
 @only_zloop
 def test_children_by_way_of_kqueue(run, monkeypatch):
-    without_pidfd(monkeypatch)
+    without_exit_descriptor(monkeypatch)
     names = {"kqueue": Queue, "kevent": lambda pid, *flags: pid}
     for name in ("KQ_FILTER_PROC", "KQ_EV_ADD", "KQ_EV_ONESHOT", "KQ_NOTE_EXIT"):
         names[name] = 1  # type: ignore[assignment]

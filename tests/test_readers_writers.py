@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import socket
@@ -206,11 +207,11 @@ def test_end_of_file_and_hang_up_wake_readers_and_writers_of_pipes(run, pipe):
 
         other_reader, other_writer = os.pipe()
         os.set_blocking(other_writer, False)
-        try:
-            while True:
-                os.write(other_writer, b"x" * 65536)
-        except BlockingIOError:
-            pass
+        # NetBSD says nothing of a full pipe that loses its reader, to any program.
+        if not sys.platform.startswith("netbsd"):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(other_writer, b"x" * 65536)
         broken = asyncio.Event()
         loop.add_writer(other_writer, broken.set)
         os.close(other_reader)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import LogBase, pattern, until, within
+from harness import LogBase, pattern, spawn_tells_errors, until, within
 from harness import run as run_on
 
 SHELL = "/bin/sh"
@@ -119,6 +120,7 @@ def test_cwd_env_and_paths(run, tmp_path):
     run(main())
 
 
+@spawn_tells_errors
 def test_missing_and_forbidden_programs(run, tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("no program")
@@ -430,6 +432,7 @@ def test_subprocess_shell_of_the_loop(run):
 def test_without_an_exit_descriptor_a_thread_waits(run, monkeypatch, reason):
     if reason == "missing":
         monkeypatch.delattr(os, "pidfd_open", raising=False)
+        monkeypatch.delattr(select, "kqueue", raising=False)
     else:
         error = PermissionError() if reason == "forbidden" else OSError(24, "Too many open files")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
+import re
 import socket
 import ssl
 import sys
@@ -22,6 +23,12 @@ T = TypeVar("T")
 
 #: asyncio's SSLProtocol was rewritten in 3.11; the one of 3.10 is another and misses much.
 OLD_SSLPROTO = sys.version_info < (3, 11)
+
+
+def reason_of(error: ssl.SSLError) -> str:
+    """The reason by its name, also if OpenSSL is newer than the `ssl` module, which then has words only."""
+    words = re.sub(r"^\[\w+\] (.*?)(?: \(.*)?$", r"\1", str(error.args[-1]))
+    return error.reason or words.upper().replace(" ", "_")
 
 
 class Peer:

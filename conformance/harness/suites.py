@@ -104,7 +104,7 @@ class CPythonSuite(Suite):
                 return own if place == own else _merged(own, place)
         raise ConformanceError(
             f"CPython {interpreter.version} is installed without its tests: give the folder that contains "
-            "test_asyncio with --cpython-tests, or see conformance/get-debian-testsuite"
+            "test_asyncio with --cpython-tests, or see conformance/README.md"
         )
 
 

@@ -17,6 +17,7 @@ from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
 
 build_mode: str
+backend: str
 shares_contexts: bool
 version: str
 

@@ -4,7 +4,6 @@
 //! put into it stays until the next `receive`.
 
 const std = @import("std");
-const builtin = @import("builtin");
 const c = std.c;
 const sys = @import("sys.zig");
 
@@ -15,7 +14,7 @@ const Allocator = std.mem.Allocator;
 pub const size_max = 64 * 1024;
 
 /// Datagrams that one call can take: enough to drain a burst, few enough to let others run.
-pub const batch_count_max = if (builtin.os.tag == .linux) 16 else 1;
+pub const batch_count_max = if (sys.is_linux) 16 else 1;
 
 /// Slots that all began at a page boundary would share a few sets of the processor's cache.
 const slot_stride = size_max + 5 * std.atomic.cache_line;
@@ -36,12 +35,15 @@ pub const Batch = struct {
     messages: if (batch_count_max > 1) [batch_count_max]Message else void,
     /// Length of the one datagram, where calls take one.
     single_len: usize,
+    /// False where the system or a sandbox has no call for several: they come one at a time.
+    takes_several: bool,
 
     pub fn create(gpa: Allocator) Allocator.Error!*Batch {
         const self = try gpa.create(Batch);
         errdefer gpa.destroy(self);
         self.memory = try gpa.alloc(u8, batch_count_max * slot_stride);
         self.single_len = 0;
+        self.takes_several = batch_count_max > 1;
         for (&self.iovecs, &self.addresses, 0..) |*iovec, *address, i| {
             address.* = .{};
             iovec.* = .{ .base = self.memory.ptr + i * slot_stride, .len = size_max };
@@ -68,14 +70,14 @@ pub const Batch = struct {
     /// `done` counts datagrams, at least one. An error behind the first datagram is kept by the
     /// kernel for the next call.
     pub fn receive(self: *Batch, fd: sys.fd_t) sys.Outcome {
-        if (comptime batch_count_max == 1) {
-            const result = receiveFrom(fd, self.memory[0..size_max], &self.addresses[0]);
-            if (result != .done) return result;
-            self.single_len = result.done;
-            return .{ .done = 1 };
-        }
+        if (comptime batch_count_max == 1) return self.receiveOne(fd);
         while (true) {
+            if (!self.takes_several) return self.receiveOne(fd);
             const rc = recvmmsg(fd, &self.messages, batch_count_max, c.MSG.DONTWAIT, null);
+            if (rc < 0 and sys.isRefusal()) {
+                self.takes_several = false;
+                continue;
+            }
             const result = sys.outcome(rc) orelse continue;
             if (result == .done) for (self.messages[0..result.done], self.addresses[0..result.done]) |*message, *address| {
                 address.len = message.header.namelen;
@@ -85,8 +87,17 @@ pub const Batch = struct {
         }
     }
 
+    fn receiveOne(self: *Batch, fd: sys.fd_t) sys.Outcome {
+        const result = receiveFrom(fd, self.memory[0..size_max], &self.addresses[0]);
+        if (result != .done) return result;
+        self.single_len = result.done;
+        return .{ .done = 1 };
+    }
+
     pub fn bytes(self: *const Batch, index: usize) []const u8 {
-        const len = if (comptime batch_count_max > 1) self.messages[index].len else self.single_len;
+        const len = if (comptime batch_count_max == 1)
+            self.single_len
+        else if (self.takes_several) self.messages[index].len else self.single_len;
         return self.iovecs[index].base[0..len];
     }
 };
@@ -125,8 +136,9 @@ test "a batch takes what has come, in order, with empty and largest datagrams an
 
     var largest: [65507]u8 = undefined;
     for (&largest, 0..) |*byte, i| byte.* = @truncate(i *% 7);
-    // Twice: the second call must not see lengths that the first left behind.
-    for (0..2) |_| {
+    // Twice: the second call must not see lengths that the first left behind. And as in a sandbox, one at a time.
+    for ([_]bool{ true, true, false }) |takes_several| {
+        batch.takes_several = takes_several and batch_count_max > 1;
         const sent = [_][]const u8{ "first", "", &largest, "last" };
         for (sent) |bytes| try std.testing.expectEqual(sys.Outcome{ .done = bytes.len }, sendTo(sender, bytes, &to));
         var next: usize = 0;

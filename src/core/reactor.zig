@@ -5,11 +5,15 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
+const sys = @import("sys.zig");
 
 pub const fd_t = std.c.fd_t;
 
 pub const Reactor = switch (builtin.os.tag) {
-    .linux => @import("reactor/epoll.zig").Epoll,
+    .linux => if (sys.backend == .native)
+        @import("reactor/epoll.zig").Epoll
+    else
+        @import("reactor/kqueue.zig").Kqueue(@import("reactor/kqueue_emulated.zig").Chosen),
     .macos, .ios, .freebsd, .netbsd, .openbsd, .dragonfly => @import("reactor/kqueue.zig").Kqueue(@import("reactor/kqueue.zig").Kernel),
     else => @compileError("zloop has no reactor for " ++ @tagName(builtin.os.tag)),
 };
@@ -54,7 +58,7 @@ pub const Event = struct {
 };
 
 /// Errors of `set`: what registering a descriptor can run into. `NotPollable` is a regular file or
-/// a directory; `BadDescriptor` a closed one.
+/// a directory; `BadDescriptor` a closed one. `sys.unexpected` tells of an `Unexpected` one, also below.
 pub const SetError = error{ BadDescriptor, NotPollable, SystemResources, Unexpected };
 pub const OpenError = error{ ProcessFdQuotaExceeded, SystemFdQuotaExceeded, SystemResources, Unexpected };
 pub const WaitError = error{ Interrupted, Unexpected };

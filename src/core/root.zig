@@ -36,6 +36,7 @@ test {
     _ = @import("reactor/kqueue.zig");
     if (@import("builtin").os.tag == .linux) {
         _ = @import("reactor/epoll.zig");
+        _ = @import("reactor/kqueue_emulated.zig");
         _ = @import("reactor/kqueue_sim.zig");
         _ = @import("test/kqueue_faults.zig");
     }

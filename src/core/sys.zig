@@ -4,6 +4,15 @@
 const std = @import("std");
 const builtin = @import("builtin");
 const c = std.c;
+const root = @import("root");
+
+/// What a build waits for events by. The emulated ones are for tests on Linux: the kqueue backend over a kqueue
+/// made of epoll (reactor/kqueue_emulated.zig), and every branch for systems that are not Linux.
+pub const Backend = enum { native, kqueue_emulated, kqueue_emulated_pipe };
+pub const backend: Backend = if (@hasDecl(root, "zloop_backend")) root.zloop_backend else .native;
+
+/// Ask this, not the target, where Linux can do what other systems cannot.
+pub const is_linux = builtin.os.tag == .linux and backend == .native;
 
 pub const fd_t = c.fd_t;
 pub const Errno = c.E;
@@ -14,6 +23,15 @@ pub const Outcome = union(enum) {
     would_block,
     failed: Errno,
 };
+
+/// The call behind this thread's latest `error.Unexpected`, which has no room for it.
+pub threadlocal var unexpected: struct { call: [:0]const u8 = "", errno: Errno = .SUCCESS } = .{};
+
+/// The error for an errno that nobody has reckoned with.
+pub fn unexpectedError(call: [:0]const u8, errno: Errno) error{Unexpected} {
+    unexpected = .{ .call = call, .errno = errno };
+    return error.Unexpected;
+}
 
 /// A write to a peer that has gone must be an error, not a signal. Older macOS ignores the flag;
 /// CPython ignores the signal by default anyway.
@@ -81,7 +99,7 @@ pub fn socketError(fd: fd_t) Errno {
 
 /// Linux's form of the call. Leaves the file's own position alone.
 pub fn sendfile(fd: fd_t, file: fd_t, offset: i64, size: usize) Outcome {
-    if (comptime builtin.os.tag != .linux) return .{ .failed = .NOSYS };
+    if (comptime !is_linux) return .{ .failed = .NOSYS };
     while (true) {
         var position = offset;
         if (outcome(c.sendfile64(fd, file, &position, size))) |result| return result;
@@ -155,12 +173,23 @@ pub fn accept(fd: fd_t, address: *Address) Outcome {
     while (true) {
         address.len = @sizeOf(@TypeOf(address.storage));
         // std declares accept4 for every system, also for macOS, which has none.
-        const rc = if (comptime builtin.os.tag.isDarwin())
-            acceptThenSet(fd, address)
+        const has_accept4 = comptime !builtin.os.tag.isDarwin() and backend == .native;
+        var rc = if (comptime has_accept4)
+            c.accept4(fd, @ptrCast(&address.storage), &address.len, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC)
         else
-            c.accept4(fd, @ptrCast(&address.storage), &address.len, c.SOCK.NONBLOCK | c.SOCK.CLOEXEC);
+            acceptThenSet(fd, address);
+        // Refused by a sandbox that knows the older call only. (PERM is also a firewall's word: then both fail.)
+        if (comptime has_accept4) if (rc < 0 and isRefusal()) {
+            rc = acceptThenSet(fd, address);
+        };
         if (outcome(rc)) |result| return result;
     }
+}
+
+/// Whether the call that has just failed is one that the kernel does not have, or that a filter of calls refuses.
+pub fn isRefusal() bool {
+    const errno: Errno = @fromBackingInt(@intCast(c._errno().*));
+    return errno == .NOSYS or errno == .PERM;
 }
 
 fn acceptThenSet(fd: fd_t, address: *Address) c_int {

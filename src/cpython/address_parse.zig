@@ -51,7 +51,7 @@ fn inet6(object: *Object) ?Address {
 
 /// A path counts its final zero byte; an abstract name (first byte 0) ends by its length alone.
 fn unix(object: *Object) ?Address {
-    if (comptime @import("builtin").os.tag != .linux) return null;
+    if (comptime !core.sys.is_linux) return null;
     const encoded = if (py.isExact(object, &c.PyBytes_Type))
         py.newRef(object)
     else if (py.isExact(object, &c.PyUnicode_Type))

@@ -36,18 +36,21 @@ const State = @import("state.zig").State;
 const Object = py.Object;
 const LoopFields = loop_type.Fields;
 
+/// Of a pointer or a slot.
+const word = @sizeOf(usize);
+
 /// The basic size of asyncio.TimerHandle: its slots behind the object header, before 3.12 with the
 /// list of weak references. `layout.zig` checks it against the running interpreter.
-pub const base_size = @sizeOf(c.PyObject) + 8 * @as(usize, if (config.py_minor >= 12) 9 else 10);
+pub const base_size = @sizeOf(c.PyObject) + word * @as(usize, if (config.py_minor >= 12) 9 else 10);
 
 /// Where the base keeps the list of weak references: since 3.12 in front of the object, before in
 /// its last slot. Looked at here because asking the interpreter costs a call per handle.
 pub const weakrefs_offset: isize = if (config.py_minor < 12)
-    @sizeOf(c.PyObject) + 7 * 8
-else if (config.gil_disabled) -16 else -32;
+    @sizeOf(c.PyObject) + 7 * word
+else if (config.gil_disabled) -2 * word else -4 * word;
 
 /// The collector's links in front of an object, and since 3.12 the weak references in front of them.
-const collector_header_size = if (config.py_minor < 12) 16 else 32;
+const collector_header_size = if (config.py_minor < 12) 2 * word else 4 * word;
 
 inline fn weakrefs(object: *Object) ?*anyopaque {
     const address: usize = @bitCast(@as(isize, @bitCast(@intFromPtr(object))) + weakrefs_offset);
@@ -69,7 +72,7 @@ pub const Fields = extern struct {
     source_traceback: ?*Object,
     repr: ?*Object,
     /// The rest of the larger base: its weak references before 3.12, and TimerHandle's own slots.
-    base_rest: [base_size - @sizeOf(c.PyObject) - 7 * 8]u8,
+    base_rest: [base_size - @sizeOf(c.PyObject) - 7 * word]u8,
     /// A strong reference.
     loop_object: *Object,
     args_count: u32,
@@ -116,7 +119,7 @@ pub const timerOf = TimerLayout.of;
 comptime {
     // Nothing of ours but objects lies where the base has slots.
     std.debug.assert(Layout.offset + @offsetOf(Fields, "loop_object") >= base_size);
-    std.debug.assert(Layout.offset + @offsetOf(Fields, "base_rest") == @sizeOf(c.PyObject) + 7 * 8);
+    std.debug.assert(Layout.offset + @offsetOf(Fields, "base_rest") == @sizeOf(c.PyObject) + 7 * word);
 }
 
 /// Whether the garbage collector has to know each handle by itself.

@@ -20,7 +20,7 @@ const State = @import("state.zig").State;
 const Object = py.Object;
 
 /// PyContext.ctx_vars.
-const map_offset = @sizeOf(c.PyObject) + 8;
+const map_offset = @sizeOf(c.PyObject) + @sizeOf(usize);
 /// PyThreadState.context.
 const current_offset = switch (config.py_minor) {
     0...10 => 240,
@@ -127,7 +127,7 @@ pub fn own(field: *?*Object) py.Error!void {
 /// Whether a context's map and a thread's context lie where this file looks for them: a copy has the map of
 /// the original and another context has another, and the entered context is the current one.
 pub fn layoutIsKnown() py.Error!bool {
-    if (comptime config.gil_disabled) return false;
+    if (comptime config.gil_disabled or @sizeOf(usize) < 8) return false;
     const original = try py.check(c.PyContext_New());
     defer py.decref(original);
     const other = try py.check(c.PyContext_New());

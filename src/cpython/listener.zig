@@ -79,7 +79,7 @@ const Fields = struct {
     inherits_no_delay: bool,
 
     fn ofSource(source: *Source) *Fields {
-        return @fieldParentPtr("source", source);
+        return @alignCast(@fieldParentPtr("source", source));
     }
 };
 

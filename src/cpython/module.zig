@@ -16,6 +16,9 @@ const State = state_.State;
 
 const Object = py.Object;
 
+/// Read by the core.
+pub const zloop_backend: @import("core").sys.Backend = config.backend;
+
 fn makeType(module: *Object, spec: *const c.PyType_Spec, base: ?*Object) py.Error!*c.PyTypeObject {
     const made = try py.check(c.PyType_FromModuleAndSpec(module, spec, base));
     // Every object counts a reference to its type: without a GIL all threads would, in one word. A type lives as long
@@ -88,6 +91,11 @@ fn setUp(module: *Object) py.Error!void {
     try py.checkInt(c.PyModule_AddObjectRef(module, "shares_contexts", py.boolBorrowed(state.shares_contexts)));
     try py.checkInt(c.PyModule_AddStringConstant(module, "version", config.zloop_version ++ ""));
     try py.checkInt(c.PyModule_AddStringConstant(module, "build_mode", @tagName(builtin.mode)));
+    const backend = switch (config.backend) {
+        .native => if (builtin.os.tag == .linux) "epoll" else "kqueue",
+        else => "kqueue, emulated",
+    };
+    try py.checkInt(c.PyModule_AddStringConstant(module, "backend", backend));
 }
 
 fn afterFork(_: *Object) py.Error!*Object {

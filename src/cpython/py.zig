@@ -15,17 +15,25 @@ pub const Error = error{Python};
 const inline_refcounts = !config.gil_disabled and !config.py_debug;
 const has_immortals = config.py_minor >= 12;
 
-/// Since 3.12 the low 32 bits count, and a negative value there marks an immortal object.
+/// Since 3.12 the low 32 bits count.
 inline fn refcount32(object: *Object) *i32 {
+    if (comptime @sizeOf(usize) == 4) return @ptrCast(&object.ob_refcnt);
     const words: *[2]i32 = @ptrCast(&object.ob_refcnt);
     return &words[if (@import("builtin").cpu.arch.endian() == .little) 0 else 1];
+}
+
+/// On 64 bits a negative count marks an immortal object. On 32 bits 3.12 and 3.13 have one value for them, and later
+/// versions all from the next one on; an ordinary count gets nowhere near.
+inline fn isImmortal(count: i32) bool {
+    if (comptime @sizeOf(usize) == 8) return count < 0;
+    return if (comptime config.py_minor < 14) count == (1 << 30) - 1 else count >= 1 << 30;
 }
 
 pub inline fn incref(object: *Object) void {
     if (comptime !inline_refcounts) return c.Py_IncRef(object);
     if (comptime has_immortals) {
         const count = refcount32(object);
-        if (count.* >= 0) count.* +%= 1;
+        if (!isImmortal(count.*)) count.* +%= 1;
     } else {
         object.ob_refcnt += 1;
     }
@@ -35,7 +43,7 @@ pub inline fn decref(object: *Object) void {
     if (comptime !inline_refcounts) return c.Py_DecRef(object);
     if (comptime has_immortals) {
         const count = refcount32(object);
-        if (count.* < 0) return;
+        if (isImmortal(count.*)) return;
         count.* -= 1;
         if (count.* == 0) c._Py_Dealloc(object);
     } else {

@@ -24,8 +24,23 @@ pub fn fromCore(err: anyerror) py.Error {
         error.Occupied => errno(.EXIST),
         error.Closed => py.raise(c.PyExc_RuntimeError, closed_message),
         error.Forked => py.raise(c.PyExc_RuntimeError, forked_message),
-        else => py.raiseFormat(c.PyExc_OSError, "event loop: unexpected system error (%s)", .{@errorName(err).ptr}),
+        else => unexpected(core.sys.unexpected.call, core.sys.unexpected.errno),
     };
+}
+
+extern "c" fn strerror(code: c_int) [*:0]const u8;
+
+/// As `errno`, for a call that no program knows of: the message names it.
+fn unexpected(call: [:0]const u8, code: core.sys.Errno) py.Error {
+    const reason = strerror(@intCast(@backingInt(code)));
+    const message = try py.check(c.PyUnicode_FromFormat("event loop: %s: %s", call.ptr, reason));
+    defer py.decref(message);
+    const number = try py.newInt(@as(usize, @backingInt(code)));
+    defer py.decref(number);
+    const exception = try py.call(c.PyExc_OSError, .{ number, message });
+    defer py.decref(exception);
+    c.PyErr_SetObject(@ptrCast(py.typeOf(exception)), exception);
+    return error.Python;
 }
 
 pub const closed_message = "Event loop is closed";

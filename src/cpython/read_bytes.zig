@@ -15,6 +15,10 @@ const LoopFields = @import("loop_type.zig").Fields;
 pub const size_min = 16 * 1024;
 /// The largest read: asyncio's `max_size`.
 pub const size_max = 256 * 1024;
+
+/// What the C library is taught to keep. On 32 bits it learns from no block of more than 512 KiB, its own words
+/// included.
+const lesson_size = 2 * size_max - 4096;
 /// From this size on a read goes straight into a bytes object.
 const direct_from = 64 * 1024;
 
@@ -44,7 +48,7 @@ pub fn read(
 fn grow(size: *u32, count: usize) void {
     const before = size.*;
     size.* = @min(@max(2 * before, std.math.ceilPowerOfTwoAssert(u32, @intCast(count))), size_max);
-    if (before < direct_from and size.* >= direct_from) core.sys.expectBlocksOf(2 * size_max);
+    if (before < direct_from and size.* >= direct_from) core.sys.expectBlocksOf(lesson_size);
 }
 
 fn readDirect(
@@ -52,7 +56,7 @@ fn readDirect(
     fd: core.sys.fd_t,
     comptime readFn: fn (core.sys.fd_t, []u8) core.sys.Outcome,
 ) py.Error!Result {
-    var data: ?*py.Object = try py.check(c.PyBytes_FromStringAndSize(null, size.*));
+    var data: ?*py.Object = try py.check(c.PyBytes_FromStringAndSize(null, @intCast(size.*)));
     const outcome = readFn(fd, py.bytesOf(data.?));
     if (outcome != .done or outcome.done == 0) {
         py.decref(data.?);

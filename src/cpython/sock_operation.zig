@@ -1,7 +1,6 @@
 //! The system calls behind `sock_*`, each tried without ever blocking.
 
 const std = @import("std");
-const builtin = @import("builtin");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -23,7 +22,7 @@ const shared_size_max = loop_type.read_buffer_size;
 /// no more than a socket's buffer holds anyway.
 const sendfile_size_max = 1 << 30;
 
-pub const has_sendfile = builtin.os.tag == .linux;
+pub const has_sendfile = core.sys.is_linux;
 
 pub const Operation = union(enum) {
     recv: usize,
@@ -228,12 +227,12 @@ pub fn accept(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t) py.Error!?*Ob
         const family = try py.newInt(@as(usize, if (peer.len == 0) localFamily(fd) else peer.family()));
         defer py.decref(family);
         // With this flag Python knows without asking that the descriptor does not block.
-        const kind = try py.newInt(@as(usize, sc.SOCK.STREAM | if (builtin.os.tag == .linux) sc.SOCK.NONBLOCK else 0));
+        const kind = try py.newInt(@as(usize, sc.SOCK.STREAM | if (core.sys.is_linux) sc.SOCK.NONBLOCK else 0));
         defer py.decref(kind);
         break :conn try py.call(state.socket_type, .{ family, kind, proto, number });
     };
     defer py.decref(conn);
-    if (comptime builtin.os.tag != .linux) {
+    if (comptime !core.sys.is_linux) {
         py.decref(try py.callMethod(conn, state.name(.setblocking), .{@as(*Object, &c._Py_FalseStruct)}));
     }
     const address = if (peer.len == 0) try emptyName() else (try address_.toObject(&peer)) orelse

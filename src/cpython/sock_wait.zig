@@ -148,7 +148,7 @@ fn withdraw(self: *Fields) void {
 
 /// The descriptor is ready.
 fn step(source: *Source) py.Error!void {
-    const self: *Fields = @fieldParentPtr("source", source);
+    const self: *Fields = @alignCast(@fieldParentPtr("source", source));
     if (self.stage != .waiting) return;
     if (self.exception != null) {
         self.stage = .woken;

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PATIENCE_S, child_env, open_fds, run_program, tcp_sockets, turns, until, within
+from harness import (
+    PATIENCE_S,
+    child_env,
+    open_fds,
+    run_program,
+    spawn_tells_errors,
+    tcp_sockets,
+    turns,
+    until,
+    within,
+)
 
 PIPE = subprocess.PIPE
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="opens /proc/self/fd")
@@ -44,6 +54,7 @@ def test_r43_stdio_by_name(run):
     run(main())
 
 
+@spawn_tells_errors
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_r44_missing_programs(run, count):
     """uvloop #185, uvloop #187."""

@@ -7,7 +7,8 @@
 //!   program has closed one first, only a new epoll ends the reports (`renew`).
 //! - Level-triggered costs nothing extra here: a transport reads once per turn and is told again.
 //! - The eventfd is edge-triggered: each write to it wakes, and nobody ever needs to read it back
-//!   (its counter would overflow after 2^64 wake-ups).
+//!   (its counter would overflow after 2^64 wake-ups). A sandbox may refuse it: a pipe then wakes, which
+//!   has to be emptied.
 //! - `epoll_wait` counts milliseconds; `epoll_pwait2` (Linux 5.11) nanoseconds. Where it is missing,
 //!   timeouts round up: late by at most a millisecond, never early, never a busy wait.
 
@@ -15,6 +16,7 @@ const std = @import("std");
 const linux = std.os.linux;
 const reactor = @import("../reactor.zig");
 const clock = @import("../clock.zig");
+const sys = @import("../sys.zig");
 
 const Event = reactor.Event;
 const Interest = reactor.Interest;
@@ -25,40 +27,64 @@ const wake_token: Token = .{ .fd = -1, .generation = 0 };
 
 pub const Epoll = struct {
     epoll_fd: reactor.fd_t,
+    /// Written to for a wake-up.
     wake_fd: reactor.fd_t,
+    /// What epoll watches for it: the eventfd itself, or the other end of a pipe.
+    wake_reader: reactor.fd_t,
     has_pwait2: bool,
 
     /// One wait reports at most this many events; more are reported by the next wait.
     const batch_count_max = 512;
 
     pub fn open() reactor.OpenError!Epoll {
-        const epoll_fd = try openResult(linux.epoll_create1(linux.EPOLL.CLOEXEC));
+        const epoll_fd = try openResult("epoll_create1", linux.epoll_create1(linux.EPOLL.CLOEXEC));
         errdefer _ = linux.close(epoll_fd);
-        const wake_fd = try openResult(linux.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK));
-        errdefer _ = linux.close(wake_fd);
-        control(epoll_fd, linux.EPOLL.CTL_ADD, wake_token, wake_fd, linux.EPOLL.IN | linux.EPOLL.ET) catch |err| return switch (err) {
+        const wake_reader, const wake_fd = try openWake();
+        var self: Epoll = .{ .epoll_fd = epoll_fd, .wake_fd = wake_fd, .wake_reader = wake_reader, .has_pwait2 = true };
+        errdefer self.closeWake();
+        try self.watchWake(epoll_fd);
+        return self;
+    }
+
+    /// The descriptors to read and to write for a wake-up.
+    fn openWake() reactor.OpenError![2]reactor.fd_t {
+        const rc = linux.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK);
+        switch (linux.errno(rc)) {
+            .NOSYS, .PERM => {},
+            else => return @splat(try openResult("eventfd2", rc)),
+        }
+        var ends: [2]reactor.fd_t = undefined;
+        _ = try openResult("pipe2", linux.pipe2(&ends, .{ .NONBLOCK = true, .CLOEXEC = true }));
+        return ends;
+    }
+
+    fn watchWake(self: *const Epoll, epoll_fd: reactor.fd_t) reactor.OpenError!void {
+        // A pipe is read, so it needs no edges, and an edge could be missed while one is being read.
+        const edge: u32 = if (self.wake_reader == self.wake_fd) linux.EPOLL.ET else 0;
+        control(epoll_fd, linux.EPOLL.CTL_ADD, wake_token, self.wake_reader, linux.EPOLL.IN | edge) catch |err| return switch (err) {
             error.SystemResources => error.SystemResources,
             else => error.Unexpected,
         };
-        return .{ .epoll_fd = epoll_fd, .wake_fd = wake_fd, .has_pwait2 = true };
+    }
+
+    fn closeWake(self: *Epoll) void {
+        _ = linux.close(self.wake_fd);
+        if (self.wake_reader != self.wake_fd) _ = linux.close(self.wake_reader);
     }
 
     pub fn close(self: *Epoll) void {
-        _ = linux.close(self.wake_fd);
+        self.closeWake();
         _ = linux.close(self.epoll_fd);
         self.* = undefined;
     }
 
     /// A new epoll takes the place, and the number, of the old one.
     pub fn renew(self: *Epoll) reactor.OpenError!void {
-        const fresh = try openResult(linux.epoll_create1(linux.EPOLL.CLOEXEC));
+        const fresh = try openResult("epoll_create1", linux.epoll_create1(linux.EPOLL.CLOEXEC));
         defer _ = linux.close(fresh);
-        control(fresh, linux.EPOLL.CTL_ADD, wake_token, self.wake_fd, linux.EPOLL.IN | linux.EPOLL.ET) catch |err| return switch (err) {
-            error.SystemResources => error.SystemResources,
-            else => error.Unexpected,
-        };
+        try self.watchWake(fresh);
         const close_on_exec: u32 = @bitCast(linux.O{ .CLOEXEC = true });
-        _ = try openResult(linux.dup3(fresh, self.epoll_fd, close_on_exec));
+        _ = try openResult("dup3", linux.dup3(fresh, self.epoll_fd, close_on_exec));
     }
 
     pub fn fileno(self: *const Epoll) reactor.fd_t {
@@ -81,12 +107,15 @@ pub const Epoll = struct {
         switch (linux.errno(rc)) {
             .SUCCESS => {},
             .INTR => return error.Interrupted,
-            else => return error.Unexpected,
+            else => |errno| return sys.unexpectedError("epoll_wait", errno),
         }
         var count: usize = 0;
         for (raw[0..rc]) |event| {
             const token: Token = @bitCast(event.data.u64);
-            if (token == wake_token) continue;
+            if (token == wake_token) {
+                self.takeWake();
+                continue;
+            }
             buffer[count] = .{ .token = token, .readiness = .{
                 .read = event.events & ~@as(u32, linux.EPOLL.OUT) != 0,
                 .write = event.events & ~@as(u32, linux.EPOLL.IN) != 0,
@@ -123,9 +152,18 @@ pub const Epoll = struct {
         return linux.epoll_wait(self.epoll_fd, raw.ptr, count_max, ceilMs(ns));
     }
 
+    fn takeWake(self: *Epoll) void {
+        if (self.wake_reader == self.wake_fd) return;
+        var bytes: [64]u8 = undefined;
+        while (true) switch (sys.read(self.wake_reader, &bytes)) {
+            .done => |len| if (len < bytes.len) return,
+            .would_block, .failed => return,
+        };
+    }
+
     pub fn wake(self: *Epoll) void {
         const one: u64 = 1;
-        // Fails only when the counter is full, and then the loop is being woken anyway.
+        // Fails only when the counter or the pipe is full, and then the loop is being woken anyway.
         _ = linux.write(self.wake_fd, std.mem.asBytes(&one), @sizeOf(u64));
     }
 };
@@ -153,17 +191,17 @@ fn control(epoll_fd: reactor.fd_t, op: u32, token: Token, fd: reactor.fd_t, mask
         .EXIST => error.BadDescriptor,
         .PERM => error.NotPollable,
         .NOMEM, .NOSPC => error.SystemResources,
-        else => error.Unexpected,
+        else => |errno| sys.unexpectedError("epoll_ctl", errno),
     };
 }
 
-fn openResult(rc: usize) reactor.OpenError!reactor.fd_t {
+fn openResult(call: [:0]const u8, rc: usize) reactor.OpenError!reactor.fd_t {
     return switch (linux.errno(rc)) {
         .SUCCESS => @intCast(rc),
         .MFILE => error.ProcessFdQuotaExceeded,
         .NFILE => error.SystemFdQuotaExceeded,
         .NOMEM => error.SystemResources,
-        else => error.Unexpected,
+        else => |errno| sys.unexpectedError(call, errno),
     };
 }
 

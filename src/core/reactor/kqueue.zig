@@ -15,6 +15,9 @@
 //! - Adding EVFILT_WRITE to a pipe whose reader has gone fails: EPIPE, on NetBSD EBADF. epoll
 //!   reports such a pipe as ready, and the write that follows meets the reason. A one-shot timer
 //!   says so here instead.
+//! - A full pipe that was watched for EVFILT_WRITE before its reader closed never reports on NetBSD
+//!   (seen on the kernel of 7.99; one with room does). EVFILT_READ on the writing end reports the
+//!   lost reader everywhere, full or not, and that is what pipe transports watch.
 //! - A timeout above 100,000,000 s is EINVAL, and older macOS cuts it to whole microseconds: it is
 //!   clamped to the one and rounded up to the other, so that it is never early.
 //! - EVFILT_USER is missing from NetBSD before 10 and from OpenBSD before 7.8: EINVAL when added.
@@ -45,6 +48,8 @@ pub const Kernel = struct {
     pub const NOTE = c.NOTE;
 
     pub const close = sys.close;
+
+    pub const misses_lost_reader = builtin.os.tag == .netbsd;
 
     pub fn getpid() c.pid_t {
         return c.getpid();
@@ -105,10 +110,10 @@ pub fn Kqueue(comptime System_: type) type {
 
         pub fn open() reactor.OpenError!Self {
             const kq = System.kqueue();
-            if (kq < 0) return openError(lastErrno());
+            if (kq < 0) return openError("kqueue", lastErrno());
             var self: Self = .{ .kq = kq, .wake_pipe = null, .owner_pid = System.getpid() };
             errdefer self.close();
-            if (c.fcntl(kq, c.F.SETFD, @as(c_int, c.FD_CLOEXEC)) != 0) return error.Unexpected;
+            if (c.fcntl(kq, c.F.SETFD, @as(c_int, c.FD_CLOEXEC)) != 0) return sys.unexpectedError("fcntl", lastErrno());
             try self.openWake();
             return self;
         }
@@ -127,16 +132,16 @@ pub fn Kqueue(comptime System_: type) type {
             switch (errno[0]) {
                 .SUCCESS => return,
                 .INVAL => {},
-                else => return openError(errno[0]),
+                else => return openError("kevent", errno[0]),
             }
             // macOS has always had the filter, and has no pipe2.
-            if (comptime @TypeOf(c.pipe2) == void) return error.Unexpected;
+            if (comptime @TypeOf(c.pipe2) == void) return sys.unexpectedError("kevent", errno[0]);
             var ends: [2]fd_t = undefined;
-            if (c.pipe2(&ends, .{ .NONBLOCK = true, .CLOEXEC = true }) != 0) return openError(lastErrno());
+            if (c.pipe2(&ends, .{ .NONBLOCK = true, .CLOEXEC = true }) != 0) return openError("pipe2", lastErrno());
             self.wake_pipe = ends;
             const wake_token: Token = .{ .fd = ends[0], .generation = 0 };
             try self.apply(&.{change(wake_token, EVFILT.READ, EV.ADD)}, &errno);
-            if (errno[0] != .SUCCESS) return openError(errno[0]);
+            if (errno[0] != .SUCCESS) return openError("kevent", errno[0]);
         }
 
         pub fn close(self: *Self) void {
@@ -250,12 +255,12 @@ pub fn Kqueue(comptime System_: type) type {
                     // All changes have been made, and their receipts are lost: ask again.
                     .INTR => was_interrupted = true,
                     .NOMEM => return error.SystemResources,
-                    else => return error.Unexpected,
+                    else => |errno| return sys.unexpectedError("kevent", errno),
                 }
             };
-            if (row_count != changes.len) return error.Unexpected;
+            if (row_count != changes.len) return sys.unexpectedError("kevent", .IO);
             for (changes, rows[0..row_count], errnos) |one, row, *errno| {
-                if (row.ident != one.ident or row.filter != one.filter or row.flags & EV.ERROR == 0) return error.Unexpected;
+                if (row.ident != one.ident or row.filter != one.filter or row.flags & EV.ERROR == 0) return sys.unexpectedError("kevent", .IO);
                 errno.* = errnoOf(row);
                 if (was_interrupted and one.flags & EV.DELETE != 0 and errno.* == .NOENT) errno.* = .SUCCESS;
             }
@@ -269,7 +274,7 @@ pub fn Kqueue(comptime System_: type) type {
             const rc = System.kevent(self.kq, &.{}, rows[0..count_max], if (timeout_ns == null) null else &timeout);
             if (rc < 0) return switch (lastErrno()) {
                 .INTR => error.Interrupted,
-                else => error.Unexpected,
+                else => |errno| sys.unexpectedError("kevent", errno),
             };
             var count: usize = 0;
             for (rows[0..@intCast(rc)]) |row| {
@@ -344,16 +349,16 @@ fn setError(errno: Errno) SetError {
         .BADF, .NOENT => error.BadDescriptor,
         .INVAL, .NODEV, .NXIO, .OPNOTSUPP, .PERM => error.NotPollable,
         .NOMEM, .NOSPC => error.SystemResources,
-        else => error.Unexpected,
+        else => sys.unexpectedError("kevent", errno),
     };
 }
 
-fn openError(errno: Errno) reactor.OpenError {
+fn openError(call: [:0]const u8, errno: Errno) reactor.OpenError {
     return switch (errno) {
         .MFILE => error.ProcessFdQuotaExceeded,
         .NFILE => error.SystemFdQuotaExceeded,
         .NOMEM => error.SystemResources,
-        else => error.Unexpected,
+        else => sys.unexpectedError(call, errno),
     };
 }
 

@@ -23,6 +23,8 @@ pub const Options = struct {
     has_user: bool = true,
     /// Adding EVFILT_WRITE to a pipe without a reader fails so.
     reader_gone: Errno = .PIPE,
+    /// A full pipe that is watched when its reader closes reports nothing, as on NetBSD.
+    misses_lost_reader: bool = false,
     /// Filters count up from 0 in 32-bit fields, as on NetBSD.
     is_wide: bool = false,
 };
@@ -65,6 +67,8 @@ pub fn Faults(comptime Filter: type) type {
 
 pub fn Sim(comptime options: Options) type {
     return struct {
+        pub const misses_lost_reader = options.misses_lost_reader;
+
         const Filter = if (options.is_wide) i32 else i16;
         const Flags = if (options.is_wide) u32 else u16;
 
@@ -349,8 +353,13 @@ pub fn Sim(comptime options: Options) type {
             if (knote.filter == EVFILT.TIMER) return if (clock.nowNs() >= knote.deadline_ns) 0 else null;
             const got = pollNow(knote.ident, pollMask(knote.filter));
             if (got == 0) return null;
+            if (options.misses_lost_reader and isSilent(knote, got)) return null;
             const end: i16 = if (knote.filter == EVFILT.READ) linux.POLL.HUP | poll_rdhup else linux.POLL.HUP | linux.POLL.ERR;
             return if (got & end != 0) EV.EOF else 0;
+        }
+
+        fn isSilent(knote: *const Knote, got: i16) bool {
+            return knote.filter == EVFILT.WRITE and linux.S.ISFIFO(knote.identity.?.mode) and got & linux.POLL.OUT == 0;
         }
 
         /// Why a descriptor cannot be watched by that filter.

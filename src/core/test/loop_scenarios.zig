@@ -18,10 +18,13 @@ const fd_t = reactor.fd_t;
 test {
     if (builtin.os.tag == .linux) {
         const Kqueue = @import("../reactor/kqueue.zig").Kqueue;
+        const emulated = @import("../reactor/kqueue_emulated.zig");
         const Sim = @import("../reactor/kqueue_sim.zig").Sim;
         _ = Scenarios(@import("../reactor/epoll.zig").Epoll);
         _ = Scenarios(Kqueue(Sim(.{})));
-        _ = Scenarios(Kqueue(Sim(.{ .has_user = false, .reader_gone = .BADF, .is_wide = true })));
+        _ = Scenarios(Kqueue(emulated.Emulated(.{})));
+        _ = Scenarios(Kqueue(emulated.Emulated(emulated.old_netbsd)));
+        _ = Scenarios(Kqueue(Sim(.{ .has_user = false, .reader_gone = .BADF, .misses_lost_reader = true, .is_wide = true })));
     } else {
         _ = Scenarios(reactor.Reactor);
     }
