@@ -29,6 +29,11 @@ const Options = struct {
     in_flight: usize = 16,
     interval_us: u64 = 5000,
     flood_size: usize = 65536,
+    /// Requests a second of an open loop, all connections together; 0 for a closed loop.
+    rate: u64 = 0,
+    /// In http mode: so many connections ask for `other_path` in a closed loop and are not measured.
+    others: usize = 0,
+    other_path: [:0]const u8 = "/",
     /// Connections that idle mode opens before its first report.
     baseline: usize = 0,
 };
@@ -70,7 +75,10 @@ fn planFor(mode: Mode, options: Options) load_stream.Plan {
         .request = if (mode == .http) httpRequest(options.path) else pattern(options.size),
         .response = if (mode == .http) .http else .{ .fixed = response_size },
         .is_echo = mode != .http and options.response_size == 0,
-        .connections = options.connections,
+        .connections = options.connections + options.others,
+        .rate_per_s = options.rate,
+        .others = options.others,
+        .other_request = if (options.others > 0) httpRequest(options.other_path) else "",
         .reconnect = mode == .connect,
         .interval_ns = switch (mode) {
             .fairness => options.interval_us * std.time.ns_per_us,
