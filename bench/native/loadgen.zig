@@ -22,6 +22,8 @@ const Options = struct {
     /// Bytes of a response; 0 means an echo.
     response_size: usize = 0,
     path: [:0]const u8 = "/",
+    /// A new connection for each request.
+    reconnect: bool = false,
     duration_ms: u64 = 1000,
     warmup_ms: u64 = 100,
     count: u64 = 0,
@@ -79,7 +81,7 @@ fn planFor(mode: Mode, options: Options) load_stream.Plan {
         .rate_per_s = options.rate,
         .others = options.others,
         .other_request = if (options.others > 0) httpRequest(options.other_path) else "",
-        .reconnect = mode == .connect,
+        .reconnect = mode == .connect or options.reconnect,
         .interval_ns = switch (mode) {
             .fairness => options.interval_us * std.time.ns_per_us,
             .idle => std.time.ns_per_hour,
