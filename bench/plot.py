@@ -76,8 +76,10 @@ SUMMARY_LABEL_PX = 130
 
 
 def summary(documents: dict[str, dict[str, Any]]) -> str:
-    """Operations a second of zloop, uvloop, asyncio and the best of the others, as bars. A row without results is
-    left out."""
+    """Operations a second of zloop, uvloop, asyncio and the best of the others, as bars.
+
+    A row without results is left out.
+    """
     body: list[str] = []
     y = MARGIN_PX + LINE_PX
     for group, name, label in SUMMARY:

@@ -56,7 +56,7 @@ class Loop(
         _fork.loops.add(self)
         self._tls_engine: str | None = None
         # As the selectors see it that asyncio uses.
-        select = selector_events.selectors.select.select  # type: ignore[attr-defined]
+        select = selector_events.selectors.select.select
         if not isinstance(select, types.BuiltinFunctionType):
             self._select = select
         try:

@@ -45,7 +45,7 @@ class TransportSocket(trsock.TransportSocket):
         self._transport = weakref.ref(transport)
 
     @property
-    def _sock(self) -> socket.socket:  # type: ignore[override]
+    def _sock(self) -> socket.socket:
         transport = self._transport()
         if transport is not None:
             transport._let_out()
