@@ -30,7 +30,7 @@ def row(name: str, flood_bytes: int) -> harness.Row:
                 warmup_ms=milliseconds(effort.duration_s / 5),
             )
 
-    return harness.Row(name, LATENCY, sample, has_limit=True)
+    return harness.Row(name, (LATENCY,), sample, has_limit=True)
 
 
 def rows() -> list[harness.Row]:

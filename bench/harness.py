@@ -7,6 +7,7 @@ second or two see the same stretch, so their ratio survives what their absolute 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import re
@@ -47,15 +48,15 @@ class Metric:
 @dataclass
 class Row:
     name: str
-    metric: Metric
-    """The metric that ratios are made of; samples may hold more."""
+    metrics: tuple[Metric, ...]
+    """What is published, each with its ratios; samples may hold more. The first is printed while it runs."""
     sample: Callable[[str, Effort], Sample]
     """Measures one contender once."""
     includes: Callable[[str], bool] = lambda _: True
     """Whether a contender takes part."""
     has_limit: bool = False
     cpu_metric: Metric | None = None
-    """What takes the metric's place when CPU time is compared: it is almost free of noise on a machine that
+    """What takes the metrics' place when CPU time is compared: it is almost free of noise on a machine that
     others use too, but blind to time spent waiting."""
     results: dict[str, dict[str, object]] = field(default_factory=dict)
 
@@ -102,7 +103,7 @@ def run_group(
         return None
     for row in chosen:
         if options.by_cpu and row.cpu_metric:
-            row.metric = row.cpu_metric
+            row.metrics = (row.cpu_metric,)
     effort = effort_of(options, full)
     asked_for = [name for name in options.loops.split(",") if name]
     missing = {name: package for name in asked_for if (package := loops.contender(name).missing_package())}
@@ -149,10 +150,10 @@ def line_of(row: Row) -> str:
         if "error" in result:
             cells.append(f"{name} failed ({str(result['error']).splitlines()[-1][:60]})")
             continue
-        values = result[row.metric.key]
+        values = result[row.metrics[0].key]
         assert isinstance(values, list)
         cells.append(f"{name} {stats.human(stats.median(values))} ±{stats.spread(values) * 100:.0f}%")
-    return f"{row.name} [{row.metric.unit}]: " + ", ".join(cells)
+    return f"{row.name} [{row.metrics[0].unit}]: " + ", ".join(cells)
 
 
 def write(
@@ -175,9 +176,7 @@ def write(
         "rows": [
             {
                 "name": row.name,
-                "metric": row.metric.key,
-                "unit": row.metric.unit,
-                "lower_is_better": row.metric.lower_is_better,
+                "metrics": [dataclasses.asdict(metric) for metric in row.metrics],
                 "results": row.results,
             }
             for row in rows
@@ -188,10 +187,10 @@ def write(
 
 
 def default_path(group: str, effort: Effort, label: str) -> Path:
-    """Only a full run may replace published results."""
+    """Only a full run may replace published results, which each Python has a folder for."""
     name = f"{group}-{label}" if label else group
     if effort.name == "full":
-        return RESULTS / f"{name}.json"
+        return RESULTS / machine.python_tag() / f"{name}.json"
     return CACHE / "results" / f"{name}-{effort.name}.json"
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from bench import harness, native
 from bench.certificates import certificate
-from bench.servers import CPU, RATE, milliseconds
+from bench.servers import CPU, RATE, SERVED, milliseconds
 from bench.serving import python_command, running
 
 FULL = (1.0, 5)
-CONNECTIONS = 50
+CONNECTIONS = 32
 CLIENT_CONNECTIONS = 10
 CLIENT_BODY_BYTES = 1024
 
@@ -26,9 +26,18 @@ class Page:
     name: str
     application: str
     path: str = "/"
+    connections: int = CONNECTIONS
     tls: bool = False
+    keeps: bool = True
+    """False: each request makes a connection of its own."""
 
-    def sample(self, name: str, effort: harness.Effort) -> harness.Sample:
+    @property
+    def row_name(self) -> str:
+        plural = "" if self.connections == 1 else "s"
+        return f"{self.name}, {self.connections} connection{plural}"
+
+    def sample(self, name: str, effort: harness.Effort, **load: object) -> harness.Sample:
+        """`load` are further options of the load generator."""
         command = python_command("bench.http_child", "--loop", name, "--application", self.application)
         if self.tls:
             command += certificate_options()
@@ -36,9 +45,11 @@ class Page:
             return server.load(
                 "http",
                 path=self.path,
-                connections=CONNECTIONS,
+                connections=self.connections,
+                reconnect=not self.keeps,
                 duration_ms=milliseconds(effort.duration_s),
                 warmup_ms=milliseconds(effort.duration_s / 5),
+                **load,
             )
 
 
@@ -47,6 +58,7 @@ class Client:
     """A client on the loop, against the native server, so that the client is what is measured."""
 
     name: str
+    package: str = "aiohttp"
     tls: bool = False
     keeps: bool = True
     """False: each request makes a connection of its own."""
@@ -57,7 +69,7 @@ class Client:
             command += certificate_options()
         with running(command, uses_tls=self.tls) as server:
             options: list[object] = ["--loop", name, "--port", server.port, "--duration", effort.duration_s]
-            options += ["--connections", CLIENT_CONNECTIONS]
+            options += ["--connections", CLIENT_CONNECTIONS, "--package", self.package]
             if self.tls:
                 options += ["--authority", certificate().chain]
             if not self.keeps:
@@ -70,30 +82,45 @@ def certificate_options() -> list[str]:
     return ["--certificate", str(pair.chain), "--key", str(pair.key)]
 
 
+UVICORN = Page("uvicorn, plain ASGI", "uvicorn")
+FASTAPI = Page("uvicorn, FastAPI", "fastapi")
+AIOHTTP = Page("aiohttp server", "aiohttp")
 PAGES = [
-    Page("uvicorn with httptools, plain ASGI", "uvicorn"),
-    Page("uvicorn with httptools, plain ASGI, 100 KiB", "uvicorn", "/large"),
-    Page("uvicorn with httptools, plain ASGI, inherited socket", "uvicorn_inherited"),
-    Page("uvicorn with httptools, FastAPI", "fastapi"),
-    Page("uvicorn with httptools, plain ASGI over TLS", "uvicorn", tls=True),
-    Page("uvicorn with httptools, plain ASGI over TLS, 100 KiB", "uvicorn", "/large", tls=True),
-    Page("aiohttp server", "aiohttp"),
+    Page("uvicorn, plain ASGI", "uvicorn", connections=1),
+    UVICORN,
+    Page("uvicorn, plain ASGI", "uvicorn", connections=200),
+    Page("uvicorn, plain ASGI, 100 KiB", "uvicorn", "/large"),
+    Page("uvicorn, plain ASGI, inherited socket", "uvicorn_inherited"),
+    Page("uvicorn, plain ASGI, a new connection each", "uvicorn", keeps=False),
+    Page("uvicorn with h11, plain ASGI", "uvicorn_h11"),
+    Page("uvicorn, Starlette", "starlette"),
+    FASTAPI,
+    Page("uvicorn, plain ASGI over TLS", "uvicorn", tls=True),
+    Page("uvicorn, plain ASGI over TLS, 100 KiB", "uvicorn", "/large", tls=True),
+    Page("hypercorn, plain ASGI", "hypercorn"),
+    Page("aiohttp server", "aiohttp", connections=1),
+    AIOHTTP,
+    Page("aiohttp server", "aiohttp", connections=200),
+    Page("aiohttp server, 100 KiB", "aiohttp", "/large"),
     Page("aiohttp server over TLS", "aiohttp", tls=True),
 ]
 CLIENTS = [
     Client("aiohttp client"),
     Client("aiohttp client over TLS", tls=True),
     Client("aiohttp client over TLS, a new connection each", tls=True, keeps=False),
+    Client("httpx client", "httpx"),
 ]
 
 
 def rows() -> list[harness.Row]:
-    cells = [(page.name, CONNECTIONS, page.sample) for page in PAGES]
-    cells += [(client.name, CLIENT_CONNECTIONS, client.sample) for client in CLIENTS]
-    return [
-        harness.Row(f"{name}, {connections} connections", RATE, sample, cpu_metric=CPU)
-        for name, connections, sample in cells
+    pages = [harness.Row(page.row_name, SERVED, page.sample, cpu_metric=CPU) for page in PAGES]
+    clients = [
+        harness.Row(
+            f"{client.name}, {CLIENT_CONNECTIONS} connections", (RATE, CPU), client.sample, cpu_metric=CPU
+        )
+        for client in CLIENTS
     ]
+    return pages + clients
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,19 @@ from bench.shapes import BACKLOG
 
 SMALL = b"Hello, world!"
 LARGE = b"x" * (100 * 1024)
+SLOW_S = 0.001
+
+
+def compute() -> None:
+    """What a handler should not do: keeps the loop for a millisecond."""
+    ends = time.perf_counter() + SLOW_S
+    while time.perf_counter() < ends:
+        pass
 
 
 async def plain_asgi(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    if scope["path"] == "/slow":
+        compute()
     body = LARGE if scope["path"] == "/large" else SMALL
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -27,13 +38,16 @@ async def plain_asgi(scope: dict[str, Any], receive: Callable[..., Any], send: C
 
 
 async def serve_uvicorn(
-    listener: socket.socket, certificate: Certificate | None, application: Any = plain_asgi
+    listener: socket.socket,
+    certificate: Certificate | None,
+    application: Any = plain_asgi,
+    http: Any = "httptools",
 ) -> None:
     import uvicorn
 
     config = uvicorn.Config(
         application,
-        http="httptools",
+        http=http,
         ws="none",
         lifespan="off",
         log_level="error",
@@ -57,14 +71,43 @@ async def serve_fastapi(listener: socket.socket, certificate: Certificate | None
     await serve_uvicorn(listener, certificate, application)
 
 
+async def serve_uvicorn_h11(listener: socket.socket, certificate: Certificate | None) -> None:
+    await serve_uvicorn(listener, certificate, http="h11")
+
+
+async def serve_starlette(listener: socket.socket, certificate: Certificate | None) -> None:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    async def hello(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(SMALL)
+
+    await serve_uvicorn(listener, certificate, Starlette(routes=[Route("/", hello)]))
+
+
+async def serve_hypercorn(listener: socket.socket, certificate: Certificate | None) -> None:
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+
+    config = Config()
+    config.bind = [f"fd://{listener.fileno()}"]
+    config.accesslog = config.errorlog = None
+    announce(listener.getsockname()[1])
+    await serve(plain_asgi, config)  # type: ignore[arg-type]
+
+
 async def serve_aiohttp(listener: socket.socket, certificate: Certificate | None) -> None:
     from aiohttp import web
 
     async def hello(request: web.Request) -> web.Response:
-        return web.Response(body=SMALL, content_type="text/plain")
+        body = LARGE if request.path == "/large" else SMALL
+        return web.Response(body=body, content_type="text/plain")
 
     application = web.Application()
     application.router.add_get("/", hello)
+    application.router.add_get("/large", hello)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     context = None
@@ -79,7 +122,10 @@ async def serve_aiohttp(listener: socket.socket, certificate: Certificate | None
 APPLICATIONS: dict[str, Callable[[socket.socket, Certificate | None], Awaitable[None]]] = {
     "uvicorn": serve_uvicorn,
     "uvicorn_inherited": serve_uvicorn,
+    "uvicorn_h11": serve_uvicorn_h11,
+    "starlette": serve_starlette,
     "fastapi": serve_fastapi,
+    "hypercorn": serve_hypercorn,
     "aiohttp": serve_aiohttp,
 }
 

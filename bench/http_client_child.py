@@ -7,6 +7,7 @@ import asyncio
 import json
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 
 from bench import loops
 
@@ -41,7 +42,22 @@ class Window:
         return {"rate": self.requests / wall_s, "cpu_us": cpu_s / self.requests * 1e6}
 
 
-async def request_all(options: argparse.Namespace) -> Window:
+async def window_of(request: Callable[[], Awaitable[None]], options: argparse.Namespace) -> Window:
+    """As many requests at a time as there are connections."""
+
+    async def keep_requesting() -> None:
+        await request()
+        while window.is_open():
+            await request()
+
+    # Connections and what is imported late are nobody's business.
+    await asyncio.gather(*(request() for _ in range(options.connections)))
+    window = Window(options.duration)
+    await asyncio.gather(*(keep_requesting() for _ in range(options.connections)))
+    return window
+
+
+async def with_aiohttp(options: argparse.Namespace) -> Window:
     import aiohttp
 
     context: ssl.SSLContext | bool = False
@@ -56,29 +72,35 @@ async def request_all(options: argparse.Namespace) -> Window:
             async with session.get(url) as response:
                 await response.read()
 
-        async def keep_requesting() -> None:
-            await request()
-            while window.is_open():
-                await request()
+        return await window_of(request, options)
 
-        # Connections and what is imported late are nobody's business.
-        await asyncio.gather(*(request() for _ in range(options.connections)))
-        window = Window(options.duration)
-        await asyncio.gather(*(keep_requesting() for _ in range(options.connections)))
-    return window
+
+async def with_httpx(options: argparse.Namespace) -> Window:
+    import httpx
+
+    async with httpx.AsyncClient(timeout=None) as client:
+
+        async def request() -> None:
+            await client.get(f"http://127.0.0.1:{options.port}/")
+
+        return await window_of(request, options)
+
+
+PACKAGES = {"aiohttp": with_aiohttp, "httpx": with_httpx}
 
 
 def main() -> None:
     command_line = argparse.ArgumentParser(description=__doc__)
     command_line.add_argument("--loop", required=True)
     command_line.add_argument("--port", type=int, required=True)
+    command_line.add_argument("--package", choices=PACKAGES, default="aiohttp")
     command_line.add_argument("--authority")
     command_line.add_argument("--connections", type=int, default=1)
     command_line.add_argument("--new-connections", action="store_true")
     command_line.add_argument("--duration", type=float, default=0.3, help="seconds")
     options = command_line.parse_args()
     loop = loops.current_loop_factory(options.loop)()
-    window = loop.run_until_complete(request_all(options))
+    window = loop.run_until_complete(PACKAGES[options.package](options))
     print(json.dumps(window.sample()))
 
 

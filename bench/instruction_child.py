@@ -78,6 +78,8 @@ async def protocol_echo(loop: asyncio.AbstractEventLoop, count: int) -> None:
     done = loop.create_future()
     server, _ = await loop.create_connection(lambda: Proto(1024), sock=right)
     client, _ = await loop.create_connection(lambda: Pinger(count, done), sock=left)
+    # As with connections of a server: a socket object that the program holds makes zloop send at once.
+    del left, right
     await done
     client.close()
     server.close()
@@ -96,6 +98,7 @@ async def stream_echo(loop: asyncio.AbstractEventLoop, count: int) -> None:
 
     answering = loop.create_task(answer())
     client, _ = await loop.create_connection(lambda: Pinger(count, done), sock=left)
+    del left, right
     await done
     await answering
     client.close()

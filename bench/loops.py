@@ -38,6 +38,9 @@ CONTENDERS = {
         Contender("uvloop", "uvloop:new_event_loop", ("uvloop",)),
         Contender("rloop", "rloop:new_event_loop", ("rloop",)),
         Contender("blazio", "blazio:new_event_loop", ("blazio",)),
+        Contender("zuvloop", "zuvloop:new_event_loop", ("zuvloop",)),
+        Contender("rsloop", "rsloop:new_event_loop", ("rsloop",)),
+        Contender("talyn", "talyn:Loop", ("talyn",)),
         Contender(
             "aiofastnet", "bench.loops:aiofastnet_over_uvloop", ("aiofastnet", "uvloop"), schedules=False
         ),

@@ -41,7 +41,7 @@ def memory_row(transport: str, shape: str, baseline: int, total: int) -> harness
 
     # Under TLS the native server keeps OpenSSL's buffers for speed: no limit of anything.
     has_limit = (transport, shape) == ("tcp", "proto")
-    return harness.Row(f"idle {transport} connection, {shape}", MEMORY, sample, has_limit=has_limit)
+    return harness.Row(f"idle {transport} connection, {shape}", (MEMORY,), sample, has_limit=has_limit)
 
 
 def wakeup_row(transport: str | None, connections: int) -> harness.Row:
@@ -57,7 +57,7 @@ def wakeup_row(transport: str | None, connections: int) -> harness.Row:
             return wakeups(server, effort.duration_s)
 
     what = f"{connections} idle {transport} connections" if transport else "nothing to do"
-    return harness.Row(f"loop with {what}", WAKEUPS, sample)
+    return harness.Row(f"loop with {what}", (WAKEUPS,), sample)
 
 
 @contextlib.contextmanager

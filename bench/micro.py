@@ -33,7 +33,7 @@ def row_of(workload: workloads.Workload) -> harness.Row:
         return workload.uses_transports or loops.contender(name).schedules
 
     metric = BY_CPU if workload.per_cpu_second else BY_TIME
-    return harness.Row(workload.name, metric, sample, includes, cpu_metric=BY_CPU)
+    return harness.Row(workload.name, (metric,), sample, includes, cpu_metric=BY_CPU)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One picture of all throughput rows: a dot for each contender, placed by its ratio to uvloop."""
+"""Two pictures: all rows, a dot for each contender, placed by its ratio to uvloop; and six rows as bars."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ GROUPS = {
     "tls": "TLS servers",
     "connect": "connections",
     "http": "HTTP",
+    "latency": "latency",
 }
 COLOURS = {
     "zloop": "#d9480f",
@@ -22,6 +23,9 @@ COLOURS = {
     "uvloop": "#1864ab",
     "rloop": "#2b8a3e",
     "blazio": "#862e9c",
+    "zuvloop": "#0b7285",
+    "rsloop": "#a61e4d",
+    "talyn": "#5f3dc4",
     "aiofastnet": "#a57c00",
     "C limit": "#212529",
 }
@@ -58,9 +62,74 @@ def ratios_to_reference(documents: dict[str, dict[str, Any]]) -> str:
     return "\n".join([head, background, *legend(), *axis(top, bottom), *body, "</svg>", ""])
 
 
+SUMMARY = (
+    ("http", "uvicorn, plain ASGI, 32 connections", "uvicorn"),
+    ("http", "uvicorn, FastAPI, 32 connections", "FastAPI"),
+    ("http", "aiohttp server, 32 connections", "aiohttp server"),
+    ("echo", "tcp proto 1 KiB, 10 connections", "TCP echo, 1 KiB"),
+    ("tls", "tls proto 1 KiB, 10 connections", "TLS echo, 1 KiB"),
+    ("micro", "call_soon chain", "call_soon()"),
+)
+"""Group, row, and what a newcomer calls it."""
+BAR_PX, BAR_GAP_PX, BARS_PX = 13, 2, 300
+SUMMARY_LABEL_PX = 130
+
+
+def summary(documents: dict[str, dict[str, Any]]) -> str:
+    """Operations a second of zloop, uvloop, asyncio and the best of the others, as bars.
+
+    A row without results is left out.
+    """
+    body: list[str] = []
+    y = MARGIN_PX + LINE_PX
+    for group, name, label in SUMMARY:
+        row = next((row for row in documents.get(group, {}).get("rows", []) if row["name"] == name), None)
+        bars = summary_bars(row) if row else []
+        if not bars:
+            continue
+        longest = max(value for _, value in bars)
+        middle = y + len(bars) * (BAR_PX + BAR_GAP_PX) / 2
+        body.append(text(MARGIN_PX, middle, label, 'font-weight="bold" class="ink"'))
+        for contender, value in bars:
+            width = BARS_PX * value / longest
+            colour = COLOURS.get(contender, "#868e96")
+            body.append(
+                f'<rect x="{SUMMARY_LABEL_PX}" y="{y}" width="{width:.1f}" height="{BAR_PX}" fill="{colour}">'
+                f"<title>{escape(contender)}: {value:,.0f} a second</title></rect>"
+            )
+            words = f"{contender} {stats.human(value)}/s"
+            body.append(text(SUMMARY_LABEL_PX + width + 6, y + BAR_PX - 2, words, 'class="ink"'))
+            y += BAR_PX + BAR_GAP_PX
+        y += LINE_PX // 2
+    width_px = SUMMARY_LABEL_PX + BARS_PX + 140
+    size = f'width="{width_px}" height="{y}"'
+    style = (
+        "<style>.ink { fill: #212529 } @media (prefers-color-scheme: dark) { .ink { fill: #e9ecef } }</style>"
+    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width_px} {y}" {TEXT}>'
+    title = text(MARGIN_PX, MARGIN_PX, "Operations a second, longer is better", 'class="ink"')
+    return "\n".join([head, style, title, *body, "</svg>", ""])
+
+
+def summary_bars(row: dict[str, Any]) -> list[tuple[str, float]]:
+    """In a fixed order: the subject, the reference, the control, and the best of the others."""
+    rates = {
+        name: stats.median(result["rate"])
+        for name, result in row["results"].items()
+        if "rate" in result and name != loops.LIMIT
+    }
+    chosen = [name for name in (loops.SUBJECT, loops.REFERENCE, loops.CONTROL) if name in rates]
+    others = {name: rate for name, rate in rates.items() if name not in chosen}
+    if others:
+        chosen.insert(2, max(others, key=lambda name: others[name]))
+    return [(name, rates[name]) for name in chosen]
+
+
 def row_ratios(row: dict[str, Any]) -> dict[str, float]:
+    """By what is published first of the row."""
+    metric = row["metrics"][0]
     medians = {
-        name: stats.median(result[row["metric"]])
+        name: stats.median(result[metric["key"]])
         for name, result in row["results"].items()
         if "error" not in result
     }
@@ -68,7 +137,7 @@ def row_ratios(row: dict[str, Any]) -> dict[str, float]:
     if not reference:
         return {}
     ratios = {name: value / reference for name, value in medians.items() if value > 0}
-    return {name: 1 / ratio for name, ratio in ratios.items()} if row["lower_is_better"] else ratios
+    return {name: 1 / ratio for name, ratio in ratios.items()} if metric["lower_is_better"] else ratios
 
 
 def place(ratio: float) -> float:

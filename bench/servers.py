@@ -23,6 +23,10 @@ CONNECTIONS = (1, 10, 100, 1000)
 MANY = 10_000
 RATE = harness.Metric("rate", "requests/s")
 CPU = harness.Metric("cpu_us", "CPU µs a request", lower_is_better=True)
+MEDIAN = harness.Metric("p50_us", "µs, median latency", lower_is_better=True)
+TAIL = harness.Metric("p99_us", "µs, 99th percentile of latency", lower_is_better=True)
+SERVED = (RATE, CPU, MEDIAN, TAIL)
+"""What is published of a server under load."""
 SYSCALLS = harness.Metric("total", "system calls a request", lower_is_better=True)
 
 
@@ -51,7 +55,7 @@ class Cell:
 
     def row(self) -> harness.Row:
         has_limit = self.shape == "proto"
-        return harness.Row(self.name, RATE, self.sample, has_limit=has_limit, cpu_metric=CPU)
+        return harness.Row(self.name, SERVED, self.sample, has_limit=has_limit, cpu_metric=CPU)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class ConnectCell:
         metric = harness.Metric("rate", "connections/s")
         return harness.Row(
             f"{self.transport} connect + echo + close, 10 at a time",
-            metric,
+            (metric, CPU, TAIL),
             self.sample,
             has_limit=True,
             cpu_metric=CPU,
@@ -132,7 +136,7 @@ def syscall_row(cell: Cell) -> harness.Row:
                 server, requests, size=cell.size, response_size=response_size, connections=cell.connections
             )
 
-    return harness.Row(cell.name, SYSCALLS, sample, has_limit=cell.shape == "proto")
+    return harness.Row(cell.name, (SYSCALLS,), sample, has_limit=cell.shape == "proto")
 
 
 def size_name(size: int) -> str:

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import engine
 
 INTERPRETERS = [
-    *(engine.Interpreter(minor, False, False) for minor in range(10, 15)),
-    *(engine.Interpreter(minor, True, False) for minor in (13, 14)),
-    *(engine.Interpreter(minor, False, True) for minor in (10, 14)),
+    *(engine.Interpreter(minor, False, False) for minor in range(10, 16)),
+    *(engine.Interpreter(minor, True, False) for minor in (13, 14, 15)),
+    *(engine.Interpreter(minor, False, True) for minor in (10, 14, 15)),
 ]
 CORE_ROOT = engine.SOURCE_ROOT / "core" / "root.zig"
 

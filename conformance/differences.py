@@ -150,17 +150,43 @@ async def write_after_close() -> str:
 
 @trial
 async def write_leaves() -> str:
-    """When bytes that a callback writes are given to the kernel"""
-    connection = await Connection.make()
-    connection.peer.setblocking(False)
-    connection.transport.write(b"now")
-    try:
-        connection.peer.recv(10)
-        answer = "at once"
-    except BlockingIOError:
+    """When the answer that a callback writes is given to the kernel"""
+    return await when_received(lambda transport: None)
+
+
+@trial
+async def write_leaves_when_asked() -> str:
+    """The same if the callback then calls `transport.get_write_buffer_size()`"""
+    return await when_received(lambda transport: transport.get_write_buffer_size())
+
+
+async def when_received(act: Callable[[Any], object]) -> str:
+    loop = asyncio.get_running_loop()
+    asked = loop.create_future()
+
+    class Answering(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            asked.set_result(self.transport)
+
+    server = await loop.create_server(Answering, "127.0.0.1", 0)
+    with socket.create_connection(server.sockets[0].getsockname()) as peer:
+        peer.send(b"?")
+        transport: Any = await asked
+        peer.setblocking(False)
+        transport.write(b"now")
+        act(transport)
+        try:
+            peer.recv(10)
+            answer = "at once"
+        except BlockingIOError:
+            await turns()
+            answer = "by the end of the turn" if peer.recv(10) == b"now" else "never"
+        transport.abort()
         await turns()
-        answer = "by the end of the turn" if connection.peer.recv(10) == b"now" else "never"
-    await connection.close()
+    server.close()
     return answer
 
 

@@ -359,6 +359,8 @@ async def connected(
             loop.connect_accepted_socket(server, sock=right, **server_ssl),
         )
     )
+    # A transport whose socket object the program holds lets nothing wait for the end of the turn.
+    del left, right
     pair: Pair[Any, Any] = Pair(one, two)
     try:
         yield pair

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import logging
 import os
@@ -160,3 +161,20 @@ def test_the_default_exception_handler_logs_the_whole_context(loop, caplog):
     assert "broken" in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], LookupError)
+
+
+def test_a_thread_without_python_frames_schedules(loop):
+    """As those of libraries in other languages; here the thread's function is the method itself."""
+    loop.set_debug(True)
+    reports: list[Any] = []
+    loop.set_exception_handler(lambda loop, context: reports.append(context))
+
+    def fail() -> None:
+        loop.stop()
+        raise LookupError("reported")
+
+    _thread.start_new_thread(loop.call_soon_threadsafe, (fail,))
+    guard = loop.call_later(PATIENCE_S, loop.stop)
+    loop.run_forever()
+    guard.cancel()
+    assert [str(report["exception"]) for report in reports] == ["reported"]

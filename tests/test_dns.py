@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import contextlib
 import itertools
 import logging
 import socket
+import sys
 import threading
+import types
 from typing import Any
 
 import pytest
-from harness import run_python, turns, within
+from harness import run_program, run_python, turns, until, within
 
 
 def blocking(*args: Any, **kwargs: Any) -> Any:
@@ -281,3 +284,120 @@ def test_a_lookup_that_never_ends_does_not_keep_the_process(loop_factory):
     )
     done = run_python("-c", source)
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("running", [0, 1])
+def test_lookups_go_on_after_a_thread_could_not_be_started(run, monkeypatch, running):
+    """One that has a thread to wait for waits for it; otherwise it fails, and the next finds all in order."""
+    gate, entered = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> list[Any]:
+        entered.set()
+        assert gate.wait(60)
+        return [args[0]]
+
+    def cannot(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        first = [asyncio.ensure_future(loop.getaddrinfo("first", 80)) for _ in range(running)]
+        if first:
+            await until(entered.is_set)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", cannot)
+            second = asyncio.ensure_future(loop.getaddrinfo("second", 80))
+            await turns(3)
+        gate.set()
+        if isinstance(loop, asyncio.SelectorEventLoop) and type(loop).__module__.startswith("asyncio"):
+            # Its executor has told the caller, and runs the job all the same.
+            with pytest.raises(RuntimeError, match="can't start"):
+                await within(second)
+        elif running:
+            assert await within(second) == ["second"]
+        else:
+            with pytest.raises(RuntimeError, match="can't start"):
+                await within(second)
+        assert await within(asyncio.gather(*first)) == [["first"]] * running
+        assert await within(loop.getaddrinfo("third", 80)) == ["third"]
+
+    run(main())
+
+
+@pytest.mark.only_zloop("asyncio's executor keeps its threads")
+def test_lookups_go_on_when_idle_threads_have_ended_after_a_failed_start(run, monkeypatch):
+    monkeypatch.setattr("zloop._resolver.IDLE_S", 0.001)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [args[0]])
+
+    def cannot(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", cannot)
+            with pytest.raises(RuntimeError, match="can't start"):
+                await loop.getaddrinfo("first", 80)
+        for name in ("second", "third"):
+            assert await within(loop.getaddrinfo(name, 80)) == [name]
+            await until(lambda: not resolver_threads())
+
+    run(main())
+
+
+def test_lookups_take_their_threads_from_where_asyncio_takes_its_own(run, monkeypatch):
+    """eventlet puts green threads where programs look, which must not run in the loop."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [args[0]])
+
+    def green(*args: Any, **keywords: Any) -> Any:
+        raise AssertionError("a green thread")
+
+    original = types.ModuleType("threading")
+    vars(original).update(vars(threading))
+    monkeypatch.setattr(concurrent.futures.thread, "threading", original)
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "Thread", green)
+            assert await within(asyncio.get_running_loop().getaddrinfo("name", 80)) == ["name"]
+
+    run(main())
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="a child of CPython's knows none of the tasks any more"
+)
+def test_a_forked_childs_exit_may_look_names_up(loop_name):
+    """The threads of the parent's lookups are not there."""
+    program = """
+        socket.getaddrinfo = lambda *args: [args[0]]
+        parent = os.getpid()
+        async def cleans_up(loop):
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                if os.getpid() != parent:
+                    print(await loop.getaddrinfo("in the child", 80), flush=True)
+        async def main():
+            loop = asyncio.get_running_loop()
+            await loop.getaddrinfo("name", 80)
+            task = asyncio.ensure_future(cleans_up(loop))
+            loop.call_soon(split)
+            await asyncio.sleep(0.01)
+        def split():
+            if os.fork() == 0:
+                if type(loop).__module__.startswith("asyncio"):
+                    # Its executor counts on the threads.
+                    loop._default_executor = None
+                sys.exit(3)
+            os.wait()
+        signal.alarm(50)
+        loop = factory()
+        try:
+            loop.run_until_complete(main())
+        finally:
+            asyncio.runners._cancel_all_tasks(loop)
+            loop.close()
+    """
+    assert run_program(loop_name, program).stdout == "['in the child']\n"

@@ -568,8 +568,8 @@ def test_the_table_of_differences_holds_on_this_python():
 
 
 def test_the_performance_page_is_up_to_date():
-    wanted = set(re.findall(r"<!-- bench:(\w+) -->", page("performance.md"))) - {"plot", "losses"}
-    missing = wanted - {path.stem for path in ROOT.glob("bench/results/*.json")}
+    wanted = set(re.findall(r"<!-- bench:([\w./]+) -->", page("performance.md"))) - {"plot", "losses"}
+    missing = wanted - {f"{path.parent.name}/{path.stem}" for path in ROOT.glob("bench/results/*/*.json")}
     if missing:
         pytest.skip(f"no results are stored of {', '.join(sorted(missing))}")
     command = [sys.executable, "-m", "bench.report", "--check", "--write", "docs/performance.md"]
@@ -584,7 +584,8 @@ def test_losses_are_the_rows_in_which_another_loop_is_better(monkeypatch: pytest
 
     def row(name: str, lower_is_better: bool, **medians: float) -> dict[str, Any]:
         results = {loop: {"x": [value]} for loop, value in medians.items()}
-        return {"name": name, "metric": "x", "lower_is_better": lower_is_better, "results": results}
+        metric = {"key": "x", "unit": "x/s", "lower_is_better": lower_is_better}
+        return {"name": name, "metrics": [metric], "results": results}
 
     rows = [
         row("won", False, zloop=3.0, uvloop=2.0, rloop=1.0),
@@ -594,5 +595,5 @@ def test_losses_are_the_rows_in_which_another_loop_is_better(monkeypatch: pytest
         row("alone", False, zloop=1.0),
     ]
     lines = report.losses({"group": {"rows": rows}}).splitlines()[2:]
-    assert lines == ["| group | lost cost | 0.25 |", "| group | lost | 0.50 |"]
+    assert lines == ["| group | lost cost | x/s | 0.25 |", "| group | lost | x/s | 0.50 |"]
     assert report.losses({"group": {"rows": rows[:1]}}) == "There is no such row."

@@ -263,23 +263,189 @@ def fd_is_inheritable(fd: int) -> bool:
         return False
 
 
-@pytest.mark.only_zloop("asyncio's child queues work that nobody runs, or runs the parent's")
-def test_the_childs_copy_takes_no_work(loop_name):
+def test_the_childs_copy_takes_work_and_the_parent_hears_nothing_of_it(loop_name):
+    """What an inherited signal handler, log handler or callback of a future schedules in the child."""
+    output = child(
+        loop_name,
+        """
+        loop = factory()
+        future = loop.create_future()
+        future.add_done_callback(print)
+        async def coroutine():
+            say("never run")
+        def run_in_the_child():
+            say("never run")
+        def split():
+            if os.fork() == 0:
+                loop.call_soon(run_in_the_child)
+                loop.call_soon_threadsafe(run_in_the_child)
+                thread = threading.Thread(target=loop.call_soon_threadsafe, args=[run_in_the_child])
+                thread.start()
+                thread.join()
+                loop.call_later(0, run_in_the_child).cancel()
+                loop.call_at(0, run_in_the_child)
+                future.cancel()
+                task = loop.create_task(coroutine())
+                task.cancel()
+                loop.stop()
+                say("taken", loop.is_running(), loop.is_closed())
+                os._exit(0)
+            os.wait()
+            say("the parent's future", future.cancelled())
+        async def main():
+            split()
+            await asyncio.sleep(0.01)
+        loop.run_until_complete(main())
+        loop.close()
+        """,
+    )
+    assert output == "taken True False\nthe parent's future False\n"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.run() has no signal handler")
+def test_ctrl_c_of_a_pool_lets_the_workers_finish(loop_name):
+    """A terminal's Ctrl-C reaches the workers, which have inherited the handler of asyncio.Runner."""
+    output = child(
+        loop_name,
+        """
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+        ready, go = os.pipe(), os.pipe()
+        def job():
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+            return "finished"
+        async def main():
+            loop = asyncio.get_running_loop()
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+                future = loop.run_in_executor(pool, job)
+                await asyncio.to_thread(os.read, ready[0], 1)
+                for pid in [*pool._processes, os.getpid()]:
+                    os.kill(pid, signal.SIGINT)
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    os.write(go[1], b"xx")
+                    say("the job", await future)
+                    say("one more", await loop.run_in_executor(pool, job))
+        with asyncio.Runner(loop_factory=factory) as runner:
+            try:
+                runner.run(main())
+            except KeyboardInterrupt:
+                say("interrupted")
+        """,
+    )
+    assert output in (
+        "the job finished\none more finished\n",
+        "the job finished\none more finished\ninterrupted\n",
+    )
+
+
+@pytest.mark.parametrize("way", ["sys.exit(3)", "signal.raise_signal(signal.SIGTERM)"])
+def test_a_child_that_exits_from_a_callback_may_run_its_copy_to_the_end(loop_name, way):
+    output = child(
+        loop_name,
+        f"""
+        def leave(*args):
+            sys.exit(3)
+        signal.signal(signal.SIGTERM, leave)
+        def split():
+            if os.fork() == 0:
+                {way}
+            say("child's exit", os.waitstatus_to_exitcode(os.wait()[1]))
+            loop.stop()
+        async def ends():
+            await asyncio.sleep(0.001)
+            say("ended")
+        loop = factory()
+        loop.call_soon(split)
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(ends())
+            loop.close()
+        """,
+    )
+    assert output == "ended\nchild's exit 3\nended\n"
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="a child of CPython's knows none of the tasks any more"
+)
+@pytest.mark.parametrize(
+    ("way", "inside"),
+    [
+        ("sys.exit(3)", "a callback"),
+        ("signal.raise_signal(signal.SIGTERM)", "a callback"),
+        ("sys.exit(3)", "a task"),
+    ],
+)
+def test_an_exit_of_a_child_that_forked_inside_a_run_is_its_exit(loop_name, way, inside):
+    """The run is taken to its end as after any exit: tasks are cancelled, generators closed."""
+    watches = not loop_name.startswith("asyncio")
+    output = child(
+        loop_name,
+        f"""
+        parent = os.getpid()
+        async def sleeper():
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                say("cancelled in the", "parent" if os.getpid() == parent else "child")
+        def leave(*args):
+            sys.exit(3)
+        signal.signal(signal.SIGTERM, leave)
+        def split():
+            if os.fork() == 0:
+                {way}
+            say("child's exit", os.waitstatus_to_exitcode(os.wait()[1]))
+        async def main():
+            loop = asyncio.get_running_loop()
+            left, right = socket.socketpair()
+            left.setblocking(False)
+            # asyncio's child takes what the parent watches out of the epoll that they share.
+            receives = asyncio.ensure_future(loop.sock_recv(left, 20) if {watches} else asyncio.sleep(0))
+            sleeps = asyncio.ensure_future(sleeper())
+            await asyncio.sleep(0)
+            if {inside == "a task"}:
+                split()
+            else:
+                loop.call_soon(split)
+                await asyncio.sleep(0)
+            right.send(b"for the parent")
+            say("received", await receives)
+        loop = factory()
+        try:
+            loop.run_until_complete(main())
+        finally:
+            try:
+                asyncio.runners._cancel_all_tasks(loop)
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            finally:
+                loop.close()
+        """,
+    )
+    received = b"for the parent" if watches else None
+    assert output == (
+        f"cancelled in the child\nchild's exit 3\nreceived {received}\ncancelled in the parent\n"
+    )
+
+
+@pytest.mark.only_zloop("asyncio's child changes what the parent watches, and runs what it queued")
+def test_the_childs_copy_touches_nothing_of_the_kernels(loop_name):
     output = child(
         loop_name,
         """
         loop = factory()
         left, right = socket.socketpair()
+        left.setblocking(False)
         ran = []
         def split():
             if os.fork() == 0:
                 calls = {
-                    "call_soon": lambda: loop.call_soon(print),
-                    "call_soon_threadsafe": lambda: loop.call_soon_threadsafe(print),
-                    "call_later": lambda: loop.call_later(0, print),
                     "add_reader": lambda: loop.add_reader(left, print),
-                    "create_task": lambda: loop.create_task(asyncio.sleep(0)),
-                    "run_in_executor": lambda: loop.run_in_executor(None, print),
+                    "sock_recv": lambda: loop.sock_recv(left, 10).send(None),
+                    "run_forever": lambda: loop.run_forever(),
                 }
                 for name, call in calls.items():
                     try:

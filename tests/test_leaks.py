@@ -7,10 +7,13 @@ import gc
 import socket
 import sys
 import sysconfig
+import textwrap
 import threading
+import types
 import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from harness import (
     connected,
     open_fds,
     rss_bytes,
+    run_program,
     settled_fds,
     tcp_sockets,
     turns,
@@ -69,9 +73,20 @@ async def work(tls: Any) -> None:
     await turns(3)
 
 
+def is_thread_book_keeping(each: object) -> bool:
+    """The interpreter's own: a weak reference for each thread there was and, since 3.15, its callback."""
+    return type(each) is weakref.ReferenceType or (
+        type(each) is types.BuiltinFunctionType and type(each.__self__) is weakref.ReferenceType
+    )
+
+
 def live_objects() -> Counter[str]:
     gc.collect()
-    return Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
+    return Counter(
+        f"{type(each).__module__}.{type(each).__qualname__}"
+        for each in gc.get_objects()
+        if not is_thread_book_keeping(each)
+    )
 
 
 def test_many_loop_lives_leave_no_descriptor_thread_or_object(loop_factory: LoopFactory, tls):
@@ -83,7 +98,6 @@ def test_many_loop_lives_leave_no_descriptor_thread_or_object(loop_factory: Loop
     assert settled_fds(fds) == {}
     assert threading.active_count() == threads
     after = live_objects()
-    del after["weakref.ReferenceType"]  # the interpreter's own book-keeping of threads
     if threading.gettrace() is not None:
         del after["builtins.method"]  # a coverage tool keeps a tracer for each thread there ever was
     grown = {name: count - objects[name] for name, count in after.items() if count - objects[name] >= 25}
@@ -297,3 +311,102 @@ def test_a_thousand_lives(loop_factory: LoopFactory, tls):
         run_on(work(tls), loop_factory)
     assert settled_fds(fds) == {}
     assert rss_bytes() - before < 16 << 20
+
+
+#: What a loop is left with that nobody closes: the body of a function with an argument `loop`.
+LEFT = {
+    "nothing": "pass",
+    "sleepers": """
+        async def main():
+            asyncio.ensure_future(asyncio.sleep(3600))
+            asyncio.ensure_future(asyncio.wait_for(asyncio.Event().wait(), 3600))
+            await asyncio.sleep(0)
+        loop.run_until_complete(main())
+        """,
+    "many sleepers": """
+        async def main():
+            for _ in range(3000):
+                asyncio.ensure_future(asyncio.sleep(3600))
+            await asyncio.sleep(0)
+        loop.run_until_complete(main())
+        """,
+    "handles before a run": "schedule(loop)",
+    "handles after a run": """
+        def last():
+            schedule(loop)
+            loop.stop()
+        loop.call_soon(last)
+        loop.run_forever()
+        """,
+    "a reader": """
+        left, right = socket.socketpair()
+        loop.add_reader(left, lambda: (left, right, loop))
+        """,
+    "connections": """
+        async def main():
+            server = await asyncio.start_server(lambda reader, writer: reader.read(), "127.0.0.1", 0)
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            asyncio.ensure_future(reader.read())
+            asyncio.ensure_future(server.serve_forever())
+            writer.write(bytes(5_000_000))
+            await loop.create_datagram_endpoint(asyncio.DatagramProtocol, ("127.0.0.1", 0))
+            await asyncio.sleep(0.001)
+        loop.run_until_complete(main())
+        """,
+    "threads": """
+        loop.run_until_complete(loop.run_in_executor(None, int))
+        loop.run_until_complete(loop.getaddrinfo("localhost", 80))
+        """,
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads /proc/self/fd")
+@pytest.mark.parametrize("left", LEFT)
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_loop_that_is_dropped_unclosed_is_collected(loop_name, left, debug):
+    program = f"""
+        import gc, time, weakref
+        signal.alarm(50)
+        class Keeps:
+            "Holds a handle of the loop, and is held by it."
+        def schedule(loop):
+            for how in (loop.call_soon, loop.call_soon_threadsafe, lambda work: loop.call_later(3600, work)):
+                keeps = Keeps()
+                keeps.handle = how(lambda keeps=keeps: keeps)
+        def leave(loop):
+{textwrap.indent(textwrap.dedent(LEFT[left]).strip(), " " * 12)}
+        def life():
+            loop = factory()
+            loop.set_debug({debug})
+            # Tasks that are destroyed while they wait are reported.
+            loop.set_exception_handler(lambda loop, context: None)
+            leave(loop)
+            return weakref.ref(loop)
+        life()
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        lives = [life() for _ in range(3)]
+        gc.collect()
+        if {left == "threads"}:
+            # They end, or let go of what they have done, when they come to it.
+            while any(loop() is not None for loop in lives):
+                time.sleep(0.001)
+                gc.collect()
+        print([loop() for loop in lives], len(os.listdir("/proc/self/fd")) - before)
+        """
+    result = run_program(loop_name, program)
+    assert result.stdout == "[None, None, None] 0\n", result.stderr
+
+
+def test_a_handle_that_is_kept_keeps_its_loop(loop_factory):
+    def make() -> asyncio.TimerHandle:
+        loop = loop_factory()
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        return loop.call_later(0, loop.stop)
+
+    handle = make()
+    gc.collect()
+    loop = handle._loop
+    loop.run_forever()
+    loop.close()

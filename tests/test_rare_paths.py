@@ -745,7 +745,6 @@ def test_the_selector_shows_what_is_watched_and_changes_nothing(loop):
         for call in (
             lambda: selector.register(left, 1),
             lambda: selector.unregister(left),
-            lambda: selector.select(0),
         ):
             with pytest.raises(RuntimeError, match="zloop"):
                 call()

@@ -51,12 +51,47 @@ def test_every_maker_of_loops_makes_zloop_loops(write, flags):
     assert output(*flags, "-m", "zloop", write(REPORT_LOOPS)) == "{'zloop'}"
 
 
+#: Makes this Python one without policies, as 3.16 is.
+WITHOUT_POLICIES = """
+import asyncio
+from asyncio import events, unix_events
+
+asyncio.set_event_loop = events.set_event_loop = lambda loop: None
+for module in (asyncio, events, unix_events):
+    for name in [name for name in vars(module) if "policy" in name.lower()]:
+        delattr(module, name)
+"""
+
+
 def test_loops_without_policies(write):
-    # What later Pythons do: there is nothing to set a policy with.
-    without = (
-        "import asyncio; del asyncio.events.set_event_loop_policy\nfrom zloop.__main__ import main; main()"
-    )
+    without = WITHOUT_POLICIES + "from zloop.__main__ import main; main()"
     assert output("-c", without, write(REPORT_LOOPS)) == "{'zloop'}"
+
+
+def test_the_package_without_policies(write):
+    """What stands on policies is absent, and says why; the rest works."""
+    program = """
+import zloop
+for name in ("install", "EventLoopPolicy", "no_such_name"):
+    assert not hasattr(zloop, name) and name not in zloop.__all__
+    try:
+        getattr(zloop, name)
+    except AttributeError as exc:
+        print(exc)
+async def kind():
+    return type(asyncio.get_running_loop())
+assert zloop.run(kind()) is zloop.Loop
+"""
+    absent = "module 'zloop' has no attribute"
+    reason = (
+        ": this Python has no event loop policies; use asyncio.run(main(), loop_factory=zloop.new_event_loop)"
+        " or python -m zloop"
+    )
+    assert output("-c", WITHOUT_POLICIES + program).splitlines() == [
+        f"{absent} 'install'{reason}",
+        f"{absent} 'EventLoopPolicy'{reason}",
+        f"{absent} 'no_such_name'",
+    ]
 
 
 def test_a_module_runs_on_zloop(write, tmp_path):

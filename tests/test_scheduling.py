@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import select
 import socket
 import sys
+import sysconfig
 import time
 import weakref
 from typing import Any
@@ -413,6 +415,20 @@ def test_get_context_gives_a_handles_own(loop, schedule):
     assert [context[variable] for context in contexts] == ["ran 0", "ran 1"]
 
 
+@pytest.mark.only_zloop("asyncio has a context for each handle")
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="there each has its own")
+def test_waiting_handles_share_contexts(loop):
+    """Where a thread keeps its context is known for this Python."""
+
+    def count() -> int:
+        return sum(type(each) is contextvars.Context for each in gc.get_objects())
+
+    before = count()
+    handles = [loop.call_soon(int) for _ in range(1000)]
+    assert count() - before < 5
+    assert len(handles) == 1000
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="reports run in the handle's context since 3.12")
 def test_reports_see_what_the_failing_callback_has_set(loop):
     seen: list[str] = []
@@ -774,3 +790,47 @@ def test_runner_with_loop_factory_and_contexts(loop_factory):
         assert runner.run(read()) == "kept by the runner"
         assert runner.get_loop().get_debug()
     assert variable.get() == "unset"
+
+
+@pytest.mark.only_zloop("asyncio waits by a selector")
+def test_a_select_that_somebody_has_replaced_is_what_the_loop_waits_by(loop_factory, monkeypatch):
+    """gevent and eventlet do so to run other things meanwhile."""
+    original = select.select
+    waits: list[Any] = []
+
+    def replaced(readers: Any, writers: Any, errors: Any, timeout: Any) -> Any:
+        waits.append(timeout)
+        if len(waits) == 3:
+            # What runs meanwhile, in the same thread, ends the wait.
+            loop.call_soon_threadsafe(loop.stop)
+        return original(readers, writers, errors, timeout)
+
+    monkeypatch.setattr(select, "select", replaced)
+    loop = loop_factory()
+    assert loop._select is replaced
+    left, right = socket.socketpair()
+    with left, right:
+        loop.call_later(0.001, right.send, b"x")
+        loop.add_reader(left, lambda: (left.recv(1), loop.remove_reader(left)))
+        loop.run_forever()
+    loop.close()
+    assert len(waits) >= 3
+    assert waits[2] is None
+    assert all(timeout is None or 0 <= timeout < 1 for timeout in waits)
+
+
+@pytest.mark.only_zloop("asyncio waits by a selector")
+def test_what_a_replaced_select_raises_ends_the_run(loop_factory, monkeypatch):
+    class Timeout(BaseException):
+        pass
+
+    def replaced(*args: Any) -> Any:
+        raise Timeout
+
+    monkeypatch.setattr(select, "select", replaced)
+    loop = loop_factory()
+    loop.call_later(3600, int)
+    with pytest.raises(Timeout):
+        loop.run_forever()
+    monkeypatch.undo()
+    loop.close()

@@ -493,3 +493,39 @@ def test_connections_are_accepted_in_a_crowd_of_events(run):
 
     with descriptor_limit(4096):
         run(main())
+
+
+def test_connections_that_waited_before_the_server_began_have_no_delay(run):
+    """As with a socket that a supervisor passes on: clients are in its queue already."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        tcp = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        logs: list[Log] = []
+
+        def factory() -> Log:
+            logs.append(Log())
+            return logs[-1]
+
+        with contextlib.ExitStack() as clients:
+
+            def connect() -> None:
+                clients.enter_context(socket.create_connection(listener.getsockname()))
+
+            listener = socket.socket(*tcp)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(10)
+            for _ in range(4):
+                connect()
+            server = await loop.create_server(factory, sock=listener)
+            await until(lambda: len(logs) == 4)
+            await turns(2)
+            for count in (5, 6, 7):
+                connect()
+                await until(lambda wanted=count: len(logs) == wanted)
+            for log in logs:
+                sock = (await within(log.made)).get_extra_info("socket")
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            await shut(server, *logs)
+
+    run(main())

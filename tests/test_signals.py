@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import contextlib
+import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -296,3 +300,97 @@ def test_a_real_process_leaves_cleanly_by_signal(loop_name, name):
     output, _ = child.communicate(timeout=PATIENCE_S)
     expected = "interrupted\n" if name == "SIGINT" else "stopped\n"
     assert (output, child.returncode) == (expected, 0)
+
+
+# A signal that arrives while a callback in C runs has been noted by the interpreter, but no bytecode and no
+# interrupted system call sees to it. `_thread.interrupt_main()` is such a callback: it notes the signal and
+# returns.
+
+
+class Interrupted(KeyboardInterrupt):
+    pass
+
+
+def interrupt(number: int, frame: Any) -> None:
+    raise Interrupted
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable[..., Any]) -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_during_a_callback_in_c_is_seen_before_the_wait(loop):
+    loop.call_soon(_thread.interrupt_main, signal.SIGUSR1)
+    guard = loop.call_later(PATIENCE_S, loop.stop)
+    with handled_by(interrupt), pytest.raises(Interrupted):
+        loop.run_forever()
+    guard.cancel()
+
+
+def test_a_signal_is_seen_between_turns(loop):
+    order: list[str] = []
+    loop.call_soon(_thread.interrupt_main, signal.SIGUSR1)
+    loop.call_soon(functools.partial(loop.call_soon, order.append, "next turn"))
+    loop.call_soon(functools.partial(loop.call_soon, loop.stop))
+    with handled_by(lambda *args: order.append("handler")):
+        loop.run_forever()
+    assert order == ["handler", "next turn"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="the interpreter is asked once a turn")
+def test_a_signal_is_seen_between_callbacks_of_a_turn(loop):
+    order: list[str] = []
+    loop.call_soon(_thread.interrupt_main, signal.SIGUSR1)
+    loop.call_soon(order.append, "next callback")
+    loop.call_soon(loop.stop)
+    with handled_by(lambda *args: order.append("handler")):
+        loop.run_forever()
+    assert order == ["handler", "next callback"]
+
+
+@pytest.mark.parametrize("spin", ["callbacks", "reader"])
+def test_a_signal_is_seen_while_nothing_but_callbacks_in_c_run(loop, spin):
+    left, right = socket.socketpair()
+    with left, right:
+        if spin == "reader":
+            right.send(b"x")
+            # Never read: every poll reports it.
+            loop.add_reader(left, int)
+        else:
+            again = functools.partial(loop.call_soon)
+            again.__setstate__((loop.call_soon, (again,), {}, {}))
+            loop.call_soon(again)
+        loop.call_soon(_thread.interrupt_main, signal.SIGUSR1)
+        guard = threading.Timer(PATIENCE_S, loop.call_soon_threadsafe, [loop.stop])
+        guard.start()
+        with handled_by(interrupt), pytest.raises(Interrupted):
+            loop.run_forever()
+        guard.cancel()
+        guard.join()
+        loop.remove_reader(left)
+
+
+@pytest.mark.parametrize("deed", ["call_soon_threadsafe", "call_later", "stop"])
+def test_what_a_handler_does_before_the_wait_ends_it(loop, deed):
+    """The handler runs when the loop has nothing to do, and is about to wait."""
+
+    def handler(*args: Any) -> None:
+        if deed == "call_soon_threadsafe":
+            loop.call_soon_threadsafe(loop.stop)
+        elif deed == "call_later":
+            loop.call_later(0.001, loop.stop)
+        else:
+            loop.stop()
+
+    late: list[int] = []
+    guard = loop.call_later(PATIENCE_S, lambda: (late.append(1), loop.stop()))
+    loop.call_soon(_thread.interrupt_main, signal.SIGUSR1)
+    with handled_by(handler):
+        loop.run_forever()
+    guard.cancel()
+    assert not late

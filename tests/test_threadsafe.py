@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import signal
 import sys
@@ -368,3 +369,101 @@ def test_a_thread_cancels_before_the_handle_runs(loop):
     loop.call_soon(hold)
     loop.run_forever()
     assert ran == []
+
+
+@pytest.mark.asyncio_bug("decides before it asks, and looks no more", kinds=("stop",), run=False)
+@pytest.mark.parametrize("kind", ["call_soon_threadsafe", "stop"])
+def test_what_happens_while_the_loop_asks_its_clock_ends_the_wait(loop_factory, kind):
+    base = type(made := loop_factory())
+    made.close()
+
+    class Clock(base):
+        armed = False
+
+        def time(self) -> float:
+            now = super().time()
+            if self.armed:
+                self.armed = False
+                if kind == "call_soon_threadsafe":
+                    thread = threading.Thread(target=self.call_soon_threadsafe, args=[self.stop])
+                    thread.start()
+                    thread.join()
+                else:
+                    self.stop()
+            return now
+
+    loop = Clock()
+    late: list[int] = []
+    guard = loop.call_later(PATIENCE_S, lambda: (late.append(1), loop.stop()))
+    loop.call_soon(setattr, loop, "armed", True)
+    loop.run_forever()
+    guard.cancel()
+    loop.close()
+    assert not late
+
+
+class Wakes:
+    """Its finalizer stops the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+    def __del__(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+def test_a_finalizer_of_what_a_turn_leaves_behind_ends_the_wait(loop):
+    variable: contextvars.ContextVar[Wakes | None] = contextvars.ContextVar("variable", default=None)
+
+    def leave() -> None:
+        variable.set(Wakes(loop))
+        # These are made in the context that holds it, and share a copy of it.
+        for _ in range(3):
+            loop.call_soon(int)
+
+    late: list[int] = []
+    guard = loop.call_later(PATIENCE_S, lambda: (late.append(1), loop.stop()))
+    loop.call_soon(leave, context=contextvars.Context())
+    loop.run_forever()
+    guard.cancel()
+    assert not late
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="handles are not exclusive before")
+@pytest.mark.parametrize("method", ["cancel", "cancelled"])
+def test_a_signal_ends_the_wait_for_a_handle_that_runs(loop_factory, method):
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*args: Any) -> None:
+        raise Interrupted
+
+    loop = loop_factory()
+    started, release = threading.Event(), threading.Event()
+    before = signal.signal(signal.SIGUSR1, interrupt)
+
+    def work() -> None:
+        started.set()
+        release.wait()
+
+    runs = threading.Thread(target=loop.run_forever)
+    runs.start()
+    handle = loop.call_soon_threadsafe(work)
+    assert started.wait(PATIENCE_S)
+    guard = threading.Timer(PATIENCE_S, release.set)
+    guard.start()
+    signals = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, signal.SIGUSR1])
+    signals.start()
+    try:
+        with pytest.raises(Interrupted):
+            getattr(handle, method)()
+        assert not release.is_set()
+    finally:
+        signals.join()
+        signal.signal(signal.SIGUSR1, before)
+        guard.cancel()
+        guard.join()
+        release.set()
+        loop.call_soon_threadsafe(loop.stop)
+        runs.join()
+        loop.close()

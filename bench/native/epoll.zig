@@ -27,9 +27,22 @@ pub const Poller = struct {
         _ = sys.must(linux.epoll_ctl(poller.fd, operation, fd, &event), "epoll_ctl");
     }
 
-    /// `timeout_ms` -1 waits for ever. The slice is good until the next wait.
-    pub fn wait(poller: *Poller, timeout_ms: i32) []linux.epoll_event {
-        const rc = linux.epoll_wait(poller.fd, &poller.events, events_max, timeout_ms);
+    /// Without a timeout it waits for ever. The slice is good until the next wait.
+    pub fn wait(poller: *Poller, timeout_ns: ?u64) []linux.epoll_event {
+        var timeout: linux.timespec = undefined;
+        if (timeout_ns) |ns| timeout = .{
+            .sec = @intCast(ns / std.time.ns_per_s),
+            .nsec = @intCast(ns % std.time.ns_per_s),
+        };
+        const rc = linux.syscall6(
+            .epoll_pwait2,
+            @intCast(poller.fd),
+            @intFromPtr(&poller.events),
+            events_max,
+            if (timeout_ns == null) 0 else @intFromPtr(&timeout),
+            0,
+            0,
+        );
         return switch (linux.errno(rc)) {
             .SUCCESS => poller.events[0..rc],
             .INTR => poller.events[0..0],

@@ -1,5 +1,8 @@
-//! Closed-loop load over TCP, Unix sockets and TLS: every connection sends a request, waits for the whole
-//! response, and goes on. One thread, level-triggered epoll.
+//! Load over TCP, Unix sockets and TLS. One thread, level-triggered epoll.
+//!
+//! Closed loop: every connection sends a request, waits for the whole response, and goes on. Open loop: requests are
+//! due at a fixed rate, whatever the server does, and a latency counts from the time at which its request was due. A
+//! server that stalls then shows the wait of every request that it kept waiting, and not of one.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -20,6 +23,11 @@ pub const Plan = struct {
     connections: usize,
     /// A fresh connection for each request (connection rate).
     reconnect: bool = false,
+    /// Requests a second of all connections together in an open loop; 0 for a closed loop.
+    rate_per_s: u64 = 0,
+    /// The first connections send this in a closed loop, and their latencies are not recorded.
+    other_request: []const u8 = "",
+    others: usize = 0,
     /// Pause between a response and the next request on the same connection; 0 for none.
     interval_ns: u64 = 0,
     /// Bytes per write of one extra connection that writes as fast as the server takes; 0 for none.
@@ -40,6 +48,9 @@ const Connection = struct {
     meter: response.Meter,
     started_ns: u64 = 0,
     due_ns: u64 = 0,
+    /// Open loop: requests that are due, the one on its way apart, and the number of the next in the schedule.
+    waiting: u64 = 0,
+    next: u64 = 0,
     /// Bytes of the first response compared so far; null when it has been checked or needs no check.
     verified: ?usize,
     has_answered: bool = false,
@@ -57,6 +68,7 @@ pub const Load = struct {
     flood: ?Flood = null,
     /// Indices of pausing connections. Every pause is equally long, so order of entry is order of due time.
     pausing: std.Deque(usize) = .empty,
+    schedule: ?Schedule = null,
     read_buffer: [read_buffer_bytes]u8 = undefined,
 
     pub fn create(gpa: std.mem.Allocator, plan: Plan, window: *Window) *Load {
@@ -70,6 +82,7 @@ pub const Load = struct {
         load.openUpTo(load.plan.connections);
         if (load.plan.flood_bytes > 0) load.startFlood();
         load.window.rampedUp(sys.nowNs());
+        if (load.plan.rate_per_s > 0) load.startSchedule();
         while (load.window.phase != .done) {
             load.turn();
             const was_warming = load.window.phase == .warming;
@@ -85,7 +98,7 @@ pub const Load = struct {
     }
 
     fn turn(load: *Load) void {
-        for (load.poller.wait(load.timeoutMs())) |event| {
+        for (load.poller.wait(load.timeoutNs())) |event| {
             if (event.data.ptr == flood_index) {
                 load.flood.?.serve(event.events);
             } else {
@@ -94,6 +107,16 @@ pub const Load = struct {
             if (load.window.phase == .done) return;
         }
         if (load.plan.interval_ns > 0) load.resumeDue();
+        if (load.schedule != null) load.sendDue();
+    }
+
+    /// What a connection sends.
+    fn requestOf(load: *const Load, index: usize) []const u8 {
+        return if (index < load.plan.others) load.plan.other_request else load.plan.request;
+    }
+
+    fn isMeasured(load: *const Load, index: usize) bool {
+        return index >= load.plan.others;
     }
 
     fn open(load: *Load, index: usize) void {
@@ -152,7 +175,7 @@ pub const Load = struct {
             load.startRequest(connection);
         }
         if (connection.state == .exchanging) {
-            try load.send(connection);
+            try load.send(index, connection);
             if (try load.receive(connection)) return load.complete(index, connection);
         }
         load.setInterest(index, connection);
@@ -165,10 +188,11 @@ pub const Load = struct {
         connection.meter.start();
     }
 
-    fn send(load: *Load, connection: *Connection) error{Closed}!void {
+    fn send(load: *Load, index: usize, connection: *Connection) error{Closed}!void {
         if (connection.stream.flush() == .closed) return error.Closed;
-        while (connection.sent < load.plan.request.len) {
-            switch (connection.stream.write(load.plan.request[connection.sent..])) {
+        const request = load.requestOf(index);
+        while (connection.sent < request.len) {
+            switch (connection.stream.write(request[connection.sent..])) {
                 .bytes => |count| connection.sent += count,
                 .blocked => return,
                 .closed => return error.Closed,
@@ -202,7 +226,7 @@ pub const Load = struct {
 
     fn complete(load: *Load, index: usize, connection: *Connection) void {
         const now_ns = sys.nowNs();
-        load.window.record(now_ns, now_ns - connection.started_ns);
+        if (load.isMeasured(index)) load.window.record(now_ns, now_ns - connection.started_ns);
         if (!connection.has_answered) {
             connection.has_answered = true;
             load.answered += 1;
@@ -218,13 +242,56 @@ pub const Load = struct {
             load.pausing.pushBack(load.gpa, index) catch sys.fatal("out of memory", .{});
             return load.setInterest(index, connection);
         }
+        if (load.isScheduled(index)) {
+            connection.state = .pausing;
+            if (connection.waiting > 0) return load.sendScheduled(index);
+            return load.setInterest(index, connection);
+        }
+        load.begin(index);
+    }
+
+    fn begin(load: *Load, index: usize) void {
+        const connection = &load.connections[index];
+        connection.state = .exchanging;
         load.startRequest(connection);
-        load.send(connection) catch sys.fatal("the server closed connection {d}", .{index});
+        load.send(index, connection) catch sys.fatal("the server closed connection {d}", .{index});
         load.setInterest(index, connection);
     }
 
+    fn isScheduled(load: *const Load, index: usize) bool {
+        return load.schedule != null and load.isMeasured(index);
+    }
+
+    /// Requests are due one after the other, in turn on each measured connection. Connections whose last request of
+    /// the opening is still on its way take their first one from the schedule when it is over.
+    fn startSchedule(load: *Load) void {
+        const measured = load.connections[load.plan.others..];
+        load.schedule = .{ .start_ns = sys.nowNs(), .rate_per_s = load.plan.rate_per_s };
+        for (measured, 0..) |*connection, number| connection.next = number;
+    }
+
+    fn sendDue(load: *Load) void {
+        const schedule = &load.schedule.?;
+        const measured_count = load.connections.len - load.plan.others;
+        const now_ns = sys.nowNs();
+        while (schedule.dueNs(schedule.next) <= now_ns) : (schedule.next += 1) {
+            const index = load.plan.others + schedule.next % measured_count;
+            load.connections[index].waiting += 1;
+            if (load.connections[index].state == .pausing) load.sendScheduled(index);
+        }
+    }
+
+    fn sendScheduled(load: *Load, index: usize) void {
+        const connection = &load.connections[index];
+        const due_ns = load.schedule.?.dueNs(connection.next);
+        connection.waiting -= 1;
+        connection.next += load.connections.len - load.plan.others;
+        load.begin(index);
+        connection.started_ns = due_ns;
+    }
+
     fn setInterest(load: *Load, index: usize, connection: *Connection) void {
-        const is_sending = connection.state == .exchanging and connection.sent < load.plan.request.len;
+        const is_sending = connection.state == .exchanging and connection.sent < load.requestOf(index).len;
         const wants_out = is_sending or connection.stream.hasUnsent();
         const interest: u32 = if (wants_out) out_and_in else linux.EPOLL.IN;
         if (interest == connection.interest) return;
@@ -232,10 +299,10 @@ pub const Load = struct {
         load.poller.modify(connection.stream.fd, interest, index);
     }
 
-    fn timeoutMs(load: *Load) i32 {
-        const first = load.pausing.front() orelse return -1;
-        const due_ns = load.connections[first].due_ns;
-        return @intCast((due_ns -| sys.nowNs()) / std.time.ns_per_ms + 1);
+    fn timeoutNs(load: *Load) ?u64 {
+        if (load.schedule) |*schedule| return schedule.dueNs(schedule.next) -| sys.nowNs();
+        const first = load.pausing.front() orelse return null;
+        return load.connections[first].due_ns -| sys.nowNs();
     }
 
     fn resumeDue(load: *Load) void {
@@ -244,10 +311,7 @@ pub const Load = struct {
             const connection = &load.connections[index];
             if (connection.due_ns > now_ns) return;
             _ = load.pausing.popFront();
-            connection.state = .exchanging;
-            load.startRequest(connection);
-            load.send(connection) catch sys.fatal("the server closed connection {d}", .{index});
-            load.setInterest(index, connection);
+            load.begin(index);
         }
     }
 
@@ -265,6 +329,26 @@ pub const Load = struct {
         if (load.flood) |*flood| flood.received_bytes = 0;
     }
 };
+
+/// When the requests of an open loop are due.
+const Schedule = struct {
+    start_ns: u64,
+    rate_per_s: u64,
+    /// The number of the first that is not due yet.
+    next: u64 = 0,
+
+    fn dueNs(schedule: *const Schedule, number: u64) u64 {
+        const offset_ns = @as(u128, number) * std.time.ns_per_s / schedule.rate_per_s;
+        return schedule.start_ns + @as(u64, @intCast(offset_ns));
+    }
+};
+
+test "a schedule keeps its rate over any time" {
+    const schedule: Schedule = .{ .start_ns = 5, .rate_per_s = 30_000 };
+    try std.testing.expectEqual(5, schedule.dueNs(0));
+    try std.testing.expectEqual(5 + std.time.ns_per_s, schedule.dueNs(30_000));
+    try std.testing.expectEqual(5 + 3600 * std.time.ns_per_s, schedule.dueNs(30_000 * 3600));
+}
 
 const flood_index = std.math.maxInt(usize);
 

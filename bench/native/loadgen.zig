@@ -22,6 +22,8 @@ const Options = struct {
     /// Bytes of a response; 0 means an echo.
     response_size: usize = 0,
     path: [:0]const u8 = "/",
+    /// A new connection for each request.
+    reconnect: bool = false,
     duration_ms: u64 = 1000,
     warmup_ms: u64 = 100,
     count: u64 = 0,
@@ -29,6 +31,11 @@ const Options = struct {
     in_flight: usize = 16,
     interval_us: u64 = 5000,
     flood_size: usize = 65536,
+    /// Requests a second of an open loop, all connections together; 0 for a closed loop.
+    rate: u64 = 0,
+    /// In http mode: so many connections ask for `other_path` in a closed loop and are not measured.
+    others: usize = 0,
+    other_path: [:0]const u8 = "/",
     /// Connections that idle mode opens before its first report.
     baseline: usize = 0,
 };
@@ -70,8 +77,11 @@ fn planFor(mode: Mode, options: Options) load_stream.Plan {
         .request = if (mode == .http) httpRequest(options.path) else pattern(options.size),
         .response = if (mode == .http) .http else .{ .fixed = response_size },
         .is_echo = mode != .http and options.response_size == 0,
-        .connections = options.connections,
-        .reconnect = mode == .connect,
+        .connections = options.connections + options.others,
+        .rate_per_s = options.rate,
+        .others = options.others,
+        .other_request = if (options.others > 0) httpRequest(options.other_path) else "",
+        .reconnect = mode == .connect or options.reconnect,
         .interval_ns = switch (mode) {
             .fairness => options.interval_us * std.time.ns_per_us,
             .idle => std.time.ns_per_hour,

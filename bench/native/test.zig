@@ -2,5 +2,6 @@
 
 test {
     _ = @import("histogram.zig");
+    _ = @import("load_stream.zig");
     _ = @import("response.zig");
 }

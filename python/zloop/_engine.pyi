@@ -18,6 +18,7 @@ from typing_extensions import disjoint_base
 
 build_mode: str
 backend: str
+shares_contexts: bool
 version: str
 
 def _after_fork() -> None: ...
@@ -25,8 +26,7 @@ def _after_fork() -> None: ...
 @final
 class Handle(events.Handle):
     def get_context(self) -> contextvars.Context: ...
-    @property
-    def _callback(self) -> Callable[..., Any] | None: ...
+    _callback: Callable[..., Any] | None
     @property
     def _source_traceback(self) -> list[Any] | None: ...
 
@@ -35,35 +35,63 @@ if sys.version_info >= (3, 14):
     @final
     class ThreadSafeHandle(events.Handle):
         def get_context(self) -> contextvars.Context: ...
-        @property
-        def _callback(self) -> Callable[..., Any] | None: ...
+        _callback: Callable[..., Any] | None
         @property
         def _source_traceback(self) -> list[Any] | None: ...
 
 @final
 class TimerHandle(events.TimerHandle):
     def get_context(self) -> contextvars.Context: ...
-    @property
-    def _callback(self) -> Callable[..., Any] | None: ...
+    _callback: Callable[..., Any] | None
     @property
     def _source_traceback(self) -> list[Any] | None: ...
 
 @disjoint_base
 class Loop(asyncio.SelectorEventLoop):
+    _select: Callable[..., Any] | None
+    def _check_usable(self) -> None: ...
+    _send_at_once: bool
+    def _send_waiting(self) -> None: ...
     def _is_forked(self) -> bool: ...
+    _thread_id: int | None
+    _stopping: bool
+    _debug: bool
     def _release(self) -> None: ...
-    def _add_reader(self, fd: FileDescriptorLike, callback: Callable[..., Any], *args: Any) -> Handle: ...
+    def _poll(self, timeout: float | None, /) -> int: ...
+    _polls_by_selector: bool
+    if sys.version_info >= (3, 15):
+        def _add_reader(
+            self,
+            fd: FileDescriptorLike,
+            callback: Callable[..., Any],
+            *args: Any,
+            context: contextvars.Context | None = None,
+        ) -> Handle: ...
+    else:
+        def _add_reader(self, fd: FileDescriptorLike, callback: Callable[..., Any], *args: Any) -> Handle: ...
     def _remove_reader(self, fd: FileDescriptorLike) -> bool: ...
     def _watched_events(self, fd: FileDescriptorLike) -> int: ...
-    def _make_socket_transport(
-        self,
-        sock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        waiter: asyncio.Future[Any] | None = None,
-        *,
-        extra: dict[str, Any] | None = None,
-        server: Any = None,
-    ) -> StreamTransport: ...
+    if sys.version_info >= (3, 15):
+        def _make_socket_transport(
+            self,
+            sock: socket.socket,
+            protocol: asyncio.BaseProtocol,
+            waiter: asyncio.Future[Any] | None = None,
+            *,
+            extra: dict[str, Any] | None = None,
+            server: Any = None,
+            context: contextvars.Context | None = None,
+        ) -> StreamTransport: ...
+    else:
+        def _make_socket_transport(
+            self,
+            sock: socket.socket,
+            protocol: asyncio.BaseProtocol,
+            waiter: asyncio.Future[Any] | None = None,
+            *,
+            extra: dict[str, Any] | None = None,
+            server: Any = None,
+        ) -> StreamTransport: ...
     _tls_native: bool
     def _tls_unavailable(self) -> str | None: ...
     def _make_tls_transport(
@@ -79,16 +107,29 @@ class Loop(asyncio.SelectorEventLoop):
         shutdown_timeout: float,
         /,
     ) -> SSLTransport | None: ...
-    def _start_serving(
-        self,
-        protocol_factory: Callable[[], asyncio.BaseProtocol],
-        sock: socket.socket,
-        sslcontext: ssl.SSLContext | None = None,
-        server: Any = None,
-        backlog: int = 100,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-    ) -> None: ...
+    if sys.version_info >= (3, 15):
+        def _start_serving(
+            self,
+            protocol_factory: Callable[[], asyncio.BaseProtocol],
+            sock: socket.socket,
+            sslcontext: ssl.SSLContext | None = None,
+            server: Any = None,
+            backlog: int = 100,
+            ssl_handshake_timeout: float | None = None,
+            ssl_shutdown_timeout: float | None = None,
+            context: contextvars.Context | None = None,
+        ) -> None: ...
+    else:
+        def _start_serving(
+            self,
+            protocol_factory: Callable[[], asyncio.BaseProtocol],
+            sock: socket.socket,
+            sslcontext: ssl.SSLContext | None = None,
+            server: Any = None,
+            backlog: int = 100,
+            ssl_handshake_timeout: float | None = None,
+            ssl_shutdown_timeout: float | None = None,
+        ) -> None: ...
     def _read_pipe(
         self,
         pipe: Any,
@@ -136,6 +177,7 @@ class StreamTransport(transports.Transport):
     @property
     def _protocol_paused(self) -> bool: ...
     def get_write_buffer_limits(self) -> tuple[int, int]: ...
+    def set_send_at_once(self, enabled: bool, /) -> None: ...
 
 @final
 class SSLTransport(transports.Transport):
@@ -158,6 +200,7 @@ class SSLTransport(transports.Transport):
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...
     def get_write_buffer_limits(self) -> tuple[int, int]: ...
+    def set_send_at_once(self, enabled: bool, /) -> None: ...
     def set_read_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
     def get_read_buffer_limits(self) -> tuple[int, int]: ...
     def get_read_buffer_size(self) -> int: ...

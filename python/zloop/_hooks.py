@@ -1,15 +1,24 @@
 """Everything of asyncio that zloop relies on and that asyncio does not promise to keep.
 
-A list to read and to check; it changes nothing. `missing()` says what the running Python lacks: the tests
-ask it on every version, and it is the first thing to ask of a new one.
+`missing()` says what the running Python lacks of a list of names, `differences()` which parameters of
+asyncio's methods are not taken by the methods that zloop puts in their place. The tests ask both on every
+version, and they are the first things to ask of a new one. Neither changes anything; `adapt()` does, on a
+Python that is newer than the tests.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import importlib
+import inspect
+import platform
 import sys
+import warnings
+from asyncio import events, selector_events, sslproto, unix_events
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import Parameter, Signature
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -49,7 +58,17 @@ HOOKS = (
     _hook(
         _LOOP, Need.HAS, "_run_forever_setup _run_forever_cleanup", "the run around the turns", since=(3, 13)
     ),
-    _hook(_LOOP, Need.CALLS, "_check_closed", "a forked child's copy of a loop refuses like a closed one"),
+    _hook(_LOOP, Need.CALLS, "_check_running", "permits runs inside of a run where nest_asyncio does"),
+    _hook(
+        _LOOP,
+        Need.HAS,
+        "_asyncgen_firstiter_hook _asyncgen_finalizer_hook _set_coroutine_origin_tracking",
+        "set up for a run inside of a run",
+    ),
+    _hook("asyncio.events", Need.HAS, "_get_running_loop _set_running_loop", "as above"),
+    _hook("asyncio.tasks", Need.HAS, "_swap_current_task", "as above", since=(3, 12)),
+    _hook("asyncio.tasks", Need.HAS, "_current_tasks", "as above", before=(3, 12)),
+    _hook(_LOOP, Need.CALLS, "_check_closed", "the engine knows whether the loop is closed"),
     _hook(_LOOP, Need.CALLS, "_write_to_self", "wakes the engine"),
     _hook(
         _LOOP,
@@ -86,6 +105,7 @@ HOOKS = (
     ),
     _hook("asyncio.base_events:Server", Need.CALLS, "_attach _detach", "a server counts its connections"),
     _hook("asyncio.trsock", Need.HAS, "TransportSocket", "what get_extra_info() shows of a socket"),
+    _hook("asyncio.trsock:TransportSocket", Need.HAS, "_sock", "its slot; leads to the socket"),
     _hook("asyncio.transports", Need.HAS, "_FlowControlMixin", "base of what sendfile's fallback takes"),
     _hook(
         "asyncio.transports:_FlowControlMixin", Need.SETS, "_protocol_paused _loop", "read by the fallback"
@@ -98,9 +118,12 @@ HOOKS = (
     _hook("asyncio.constants", Need.HAS, "SSL_SHUTDOWN_TIMEOUT", "its times in seconds", since=(3, 11)),
     _hook("asyncio.base_events", Need.HAS, "_check_ssl_socket", "refuses SSL sockets with asyncio's words"),
     _hook("asyncio.unix_events", Need.HAS, "os", "where sendfile() is looked for"),
+    _hook("asyncio.selector_events", Need.HAS, "selectors", "whose select() may be gevent's or eventlet's"),
     # Names.
+    _hook("concurrent.futures.thread", Need.HAS, "threading queue", "what lookups get their threads from"),
     _hook("asyncio.base_events", Need.HAS, "socket", "where getaddrinfo() is looked up, and may be replaced"),
     _hook(_LOOP, Need.HAS, "_getaddrinfo_debug", "reports slow lookups in debug mode"),
+    _hook("asyncio.streams", Need.HAS, "FlowControlMixin", "inherited by protocols that drain() asks"),
     # Streams, fed natively.
     _hook(
         "asyncio.streams:StreamReader",
@@ -151,7 +174,7 @@ HOOKS = (
     _hook(
         "asyncio.base_subprocess:BaseSubprocessTransport",
         Need.SETS,
-        "_loop _proc _pid _returncode",
+        "_loop _proc _pid _returncode _exit_waiters",
         "its state",
     ),
     _hook("subprocess:Popen", Need.SETS, "_waitpid_lock", "held while a status is taken"),
@@ -233,3 +256,143 @@ def _mentioned(place: Any) -> set[str]:
 def _names(code: CodeType) -> set[str]:
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*inner)
+
+
+# Signatures.
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A parameter of a method of asyncio's that the method in its place does not take."""
+
+    ours: type
+    theirs: type
+    method: str
+    parameter: str
+
+    def __str__(self) -> str:
+        names = (f"{cls.__module__}.{cls.__qualname__}" for cls in (self.theirs, self.ours))
+        return "{0}.{2}() takes {3!r}, which {1}.{2}() does not take".format(
+            *names, self.method, self.parameter
+        )
+
+
+def replacements() -> dict[type, type]:
+    """The classes of zloop that stand in the place of one of asyncio's, and that one."""
+    from . import _engine, _loop, _subprocess
+
+    found: dict[type, type] = {
+        _loop.Loop: unix_events._UnixSelectorEventLoop,
+        _engine.Handle: events.Handle,
+        _engine.TimerHandle: events.TimerHandle,
+        _engine.StreamTransport: selector_events._SelectorSocketTransport,
+        _engine.DatagramTransport: selector_events._SelectorDatagramTransport,
+        _engine.ReadPipeTransport: unix_events._UnixReadPipeTransport,
+        _engine.WritePipeTransport: unix_events._UnixWritePipeTransport,
+        _engine.SSLTransport: sslproto._SSLProtocolTransport,
+        _subprocess.SubprocessTransport: unix_events._UnixSubprocessTransport,
+    }
+    if sys.version_info >= (3, 14):  # pragma: >=3.14 cover
+        found[_engine.ThreadSafeHandle] = getattr(events, "_ThreadSafeHandle")  # noqa: B009
+    return found
+
+
+def replaced_methods() -> Iterator[tuple[type, type, str]]:
+    """Each method of asyncio's that zloop has one of its own for: our class, asyncio's, the name."""
+    for ours, theirs in replacements().items():
+        names = {name for cls in _our_part(ours) for name in vars(cls)}
+        for name in sorted(names):
+            is_special = name.startswith("__") and name != "__init__"
+            if not is_special and all(callable(getattr(cls, name, None)) for cls in (ours, theirs)):
+                yield ours, theirs, name
+
+
+def _our_part(cls: type) -> list[type]:
+    return [each for each in cls.__mro__ if each.__module__.partition(".")[0] == __package__]
+
+
+def differences() -> list[Difference]:
+    """Where a call that this Python's asyncio understands would be a TypeError with zloop."""
+    return [
+        Difference(ours, theirs, method, parameter)
+        for ours, theirs, method in replaced_methods()
+        for parameter in _refused(ours, theirs, method)
+    ]
+
+
+def _refused(ours: type, theirs: type, method: str) -> Iterator[str]:
+    chain = [
+        _parameters(vars(cls)[method])
+        for cls in _our_part(ours)
+        # A native type's own `__init__` has no signature, and asyncio's is behind it.
+        if method in vars(cls) and (method != "__init__" or isinstance(vars(cls)[method], FunctionType))
+    ]
+    if not chain:
+        return
+    for index, parameter in enumerate(_parameters(getattr(theirs, method))):
+        if not _takes(chain, index, parameter):
+            yield parameter.name
+
+
+def _parameters(method: Any) -> list[Parameter]:
+    """Without self."""
+    return list(inspect.signature(method).parameters.values())[1:]
+
+
+def _takes(chain: list[list[Parameter]], index: int, wanted: Parameter) -> bool:
+    """Whether the first method does. One that collects arguments hands them on to the next of the chain."""
+    own, *behind = chain
+    kinds = {parameter.kind for parameter in own}
+    if wanted.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+        return wanted.kind in kinds and (not behind or _takes(behind, index, wanted))
+    by_name = any(
+        parameter.name == wanted.name
+        and parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        for parameter in own
+    )
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    by_position = index < sum(parameter.kind in positional for parameter in own)
+    if wanted.kind is Parameter.POSITIONAL_ONLY:
+        taken = by_position
+    elif wanted.kind is Parameter.KEYWORD_ONLY:
+        taken = by_name
+    else:
+        taken = by_name and by_position
+    if taken or not behind or Parameter.VAR_KEYWORD not in kinds:
+        return taken
+    return _takes(behind, index, wanted)
+
+
+def adapt() -> None:
+    """Make the best of a Python that is newer than the tests, and say so in one RuntimeWarning.
+
+    asyncio's new code passes new arguments to the loop's methods. A TypeError would end every program that
+    makes a server, though what the argument asks for matters to few of them. Silence would leave those few to
+    find out. So the loop drops what it does not know, as asyncio did before it had it, and names it.
+    """
+    from ._loop import Loop
+
+    found = differences()
+    unknown: dict[str, set[str]] = {}
+    for difference in found:
+        if difference.ours is Loop:
+            unknown.setdefault(difference.method, set()).add(difference.parameter)
+    for method, names in unknown.items():
+        theirs = inspect.signature(getattr(unix_events._UnixSelectorEventLoop, method))
+        setattr(Loop, method, _dropping(names, getattr(Loop, method), theirs))
+    lines = [*missing(), *(f"{difference}: it is ignored" for difference in found)]
+    if lines:
+        version = platform.python_version()
+        text = f"this zloop was not tested on Python {version}, whose asyncio differs: " + "; ".join(lines)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def _dropping(names: set[str], method: Callable[..., Any], signature: Signature) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs)
+        for name in names:
+            given.arguments.pop(name, None)
+        return method(*given.args, **given.kwargs)
+
+    return call

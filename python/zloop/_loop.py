@@ -8,14 +8,18 @@ a hook of asyncio's, see `_hooks`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import selectors
 import socket
 import sys
-from asyncio import base_events, constants, format_helpers, trsock
+import traceback
+import types
+from asyncio import base_events, constants, format_helpers, selector_events, trsock
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _engine, _fork, _pipes, _resolver, _sockets, _subprocess, _tls
+from . import _engine, _fork, _pipes, _resolver, _running, _sending, _sockets, _subprocess, _tls
 
 if TYPE_CHECKING:
     import ssl
@@ -25,7 +29,20 @@ if TYPE_CHECKING:
     _Args = TypeVarTuple("_Args")
 
 
-class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.SelectorEventLoop):
+#: Newer ones may differ, see `_hooks.adapt`.
+NEWEST_TESTED = (3, 15)
+
+
+@functools.cache
+def _adapt_once() -> None:
+    from . import _hooks
+
+    _hooks.adapt()
+
+
+class Loop(
+    _running.Running, _sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.SelectorEventLoop
+):
     """An asyncio event loop on zloop's engine: a complete `asyncio.AbstractEventLoop`.
 
     *selector* is accepted for the sake of programs that pass one to `asyncio.SelectorEventLoop`; it
@@ -33,9 +50,17 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
     """
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        if sys.version_info[:2] > NEWEST_TESTED:
+            _adapt_once()
         super().__init__(selector if selector is not None else _Watched(self))
+        _fork.loops.add(self)
         self._tls_engine: str | None = None
+        # As the selectors see it that asyncio uses.
+        select = selector_events.selectors.select.select
+        if not isinstance(select, types.BuiltinFunctionType):
+            self._select = select
         try:
+            self._send_at_once = _sending.wanted() == "now"
             self._tls_wanted = _tls.wanted()
             if self._tls_wanted == "native":
                 _ = self.tls_engine
@@ -45,17 +70,6 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
 
     # Life cycle.
 
-    if sys.version_info >= (3, 13):  # pragma: >=3.13 cover
-
-        def run_forever(self) -> None:
-            """asyncio.loop.run_forever()."""
-            # Set up outside the try: a refused second run must not end the first.
-            self._run_forever_setup()
-            try:
-                self._run_once()
-            finally:
-                self._run_forever_cleanup()
-
     def close(self) -> None:
         """asyncio.loop.close(): drops what is queued; transports still open are abandoned."""
         if self._is_forked():
@@ -64,6 +78,26 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         super().close()
         self._close_resolver()
         self._release()
+
+    # Sending, see `_sending`.
+
+    @property
+    def send_at_once(self) -> bool:
+        """Whether `write()` gives its bytes to the kernel before it returns, as in asyncio.
+
+        False by default: answers wait for the end of the turn. The environment variable ZLOOP_SEND (`turn`,
+        `now`) decides when the loop is made. It can be set at any time and holds for all transports.
+        """
+        return self._send_at_once
+
+    @send_at_once.setter
+    def send_at_once(self, enabled: bool) -> None:
+        self._send_at_once = enabled
+        if enabled:
+            self._send_waiting()
+
+    def _show_socket(self, sock: socket.socket, transport: Any) -> trsock.TransportSocket:
+        return _sending.TransportSocket(sock, transport)
 
     # TLS, see `_tls`.
 
@@ -90,8 +124,14 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         server_hostname: str | None = None,
         extra: dict[str, Any] | None = None,
         server: Any = None,
-        **timeouts: float | None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        context: contextvars.Context | None = None,
     ) -> asyncio.Transport:
+        timeouts = {
+            "ssl_handshake_timeout": ssl_handshake_timeout,
+            "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        }
         return _tls.make_transport(
             self,
             rawsock,
@@ -103,6 +143,7 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             extra,
             server,
             timeouts,
+            context,
         )
 
     async def start_tls(
@@ -166,8 +207,14 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
 
-    def _method_failed(self, method: Callable[..., Any], args: tuple[Any, ...], exc: BaseException) -> None:
-        self._callback_failed(asyncio.Handle(method, args, self), exc)
+    def _method_failed(
+        self,
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        exc: BaseException,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._callback_failed(asyncio.Handle(method, args, self, context), exc)
 
     def _slow_callback(self, what: Any, duration: float) -> None:
         if duration >= self.slow_callback_duration:
@@ -175,7 +222,9 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
             base_events.logger.warning("Executing %s took %.3f seconds", text, duration)
 
     def _extract_stack(self) -> Any:
-        return format_helpers.extract_stack(sys._getframe(1))
+        caller = sys._getframe().f_back
+        # A thread that is not Python's own can call without a frame.
+        return traceback.StackSummary() if caller is None else format_helpers.extract_stack(caller)
 
     # Pipes.
 
@@ -199,9 +248,20 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
     # Child processes.
 
     async def _make_subprocess_transport(
-        self, protocol: Any, *args: Any, **kwargs: Any
+        self,
+        protocol: Any,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> asyncio.SubprocessTransport:
-        return await _subprocess.make_transport(self, protocol, *args, **kwargs)
+        return await _subprocess.make_transport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
+        )
 
     # Accepting, where the engine needs asyncio's help.
 
@@ -218,24 +278,31 @@ class Loop(_sockets.SocketMethods, _resolver.Resolving, _engine.Loop, asyncio.Se
         if serving_args[1].fileno() >= 0:
             self._start_serving(*serving_args)
 
-    def _start_serving(self, protocol_factory: Any, sock: Any, sslcontext: Any = None, *args: Any) -> None:
+    def _start_serving(
+        self, protocol_factory: Any, sock: Any, sslcontext: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
         if sslcontext is not None:
             # From here on the listener knows the engine.
             _ = self.tls_engine
-        super()._start_serving(protocol_factory, sock, sslcontext, *args)
+        super()._start_serving(protocol_factory, sock, sslcontext, *args, **kwargs)
 
-    def _accept_tls(self, fd: int, serving_args: tuple[Any, ...]) -> None:
-        protocol_factory, _, sslcontext, server, _, *timeouts = serving_args
+    def _accept_tls(self, fd: int, serving_args: tuple[Any, ...], context: contextvars.Context) -> None:
+        # Called in *context*, the new connection's own.
+        protocol_factory, _, sslcontext, server, _, *timeouts = serving_args[:7]
         conn = socket.socket(fileno=fd)
         conn.setblocking(False)
         names = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
-        given = {name: value for name, value in zip(names, timeouts) if value is not None}
+        given: dict[str, Any] = {name: value for name, value in zip(names, timeouts) if value is not None}
         try:
             extra = {"peername": conn.getpeername()}
         except OSError:
             conn.close()
             return
-        self.create_task(self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given))
+        options: dict[str, Any] = {}
+        if sys.version_info >= (3, 15):  # pragma: >=3.15 cover
+            given["context"] = options["context"] = context
+        accept = self._accept_connection2(protocol_factory, conn, extra, sslcontext, server, **given)
+        self.create_task(accept, **options)
 
     def _connection_failed(self, exc: BaseException) -> None:
         self.call_exception_handler(
@@ -247,11 +314,26 @@ def _describe(handle: asyncio.Handle) -> str:
     return format_helpers._format_callback_source(handle._callback, handle._args)
 
 
+_QUEUED = (selectors.SelectorKey(-1, -1, 0, None), 0)
+
+
 class _Watched(selectors.BaseSelector):
-    """What stands where asyncio keeps its selector: tells what the engine watches, changes nothing."""
+    """What stands where asyncio keeps its selector: tells what the engine watches, changes nothing.
+
+    A program that puts a function in the place of `select` (looptime) has it called for each turn, as on
+    asyncio's loop.
+    """
 
     def __init__(self, loop: Loop) -> None:
-        self._events = loop._watched_events
+        self._loop = loop
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self._loop._polls_by_selector = "select" in vars(self)
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._loop._polls_by_selector = "select" in vars(self)
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         raise RuntimeError("zloop watches descriptors itself: use loop.add_reader() or add_writer()")
@@ -260,11 +342,12 @@ class _Watched(selectors.BaseSelector):
         raise RuntimeError("zloop watches descriptors itself: use loop.remove_reader() or remove_writer()")
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        raise RuntimeError("zloop waits for descriptors itself: use loop.add_reader() or add_writer()")
+        """Polls once and queues what is ready: one entry for each callback, none of which says which."""
+        return [_QUEUED] * self._loop._poll(timeout)
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-        events = self._events(fd)
+        events = self._loop._watched_events(fd)
         if not events:
             raise KeyError(f"{fileobj!r} is not registered")
         return selectors.SelectorKey(fileobj, fd, events, None)

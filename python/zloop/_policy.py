@@ -1,4 +1,4 @@
-"""zloop as the process's default loop, for as long as asyncio has policies (up to Python 3.15)."""
+"""zloop as the process's default loop; imported where asyncio has policies, which is up to Python 3.15."""
 
 from __future__ import annotations
 

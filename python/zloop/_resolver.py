@@ -7,8 +7,10 @@ is slow to resolve would delay the program's own work.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import socket
+import sys
 import threading
 from asyncio import base_events
 from collections.abc import Callable
@@ -32,27 +34,44 @@ class Pool:
     """Threads that call what they are given, for one loop. None outlives the process or its idle time."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        # A forked child has none of the threads.
+        self.pid = os.getpid()
+        # The modules that asyncio's executor takes its threads from: eventlet puts the real ones there, and
+        # green ones everywhere else. Not imported here: that fails when the interpreter ends.
+        executors: Any = sys.modules.get("concurrent.futures.thread", sys.modules[__name__])
+        self._threading: Any = executors.threading
+        self._empty: type[Exception] = executors.queue.Empty
+        self._jobs: queue.SimpleQueue[_Job | None] = executors.queue.SimpleQueue()
+        self._lock: threading.Lock = self._threading.Lock()
         self._thread_count = 0
         # Jobs that wait or run. As long as there are no more of them than threads, each has a thread.
         self._job_count = 0
 
     def submit(self, job: _Job) -> None:
+        """RuntimeError if the job has no thread to run it and none can be started."""
         with self._lock:
             self._job_count += 1
             must_start = self._thread_count < min(self._job_count, THREAD_COUNT_MAX)
             self._thread_count += must_start
-        self._jobs.put(job)
         if must_start:
-            self._start()
+            try:
+                self._start()
+            except BaseException:
+                with self._lock:
+                    self._thread_count -= 1
+                    # Some of the others will come to it.
+                    is_served = self._thread_count > 0
+                    self._job_count -= not is_served
+                if not is_served:
+                    raise
+        self._jobs.put(job)
 
     def _start(self) -> None:
         try:
-            thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
+            thread = self._threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
         except RuntimeError:
             # Isolated subinterpreters have no daemon threads; they end with the loop.
-            thread = threading.Thread(target=self._work, name=THREAD_NAME)
+            thread = self._threading.Thread(target=self._work, name=THREAD_NAME)
         thread.start()
 
     def close(self) -> None:
@@ -67,7 +86,7 @@ class Pool:
         while True:
             try:
                 job = self._jobs.get(timeout=IDLE_S)
-            except queue.Empty:
+            except self._empty:
                 if self._leave():
                     return
                 continue
@@ -170,7 +189,7 @@ class Resolving(_engine.Loop):
 
     def _resolve(self, method: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         self._check_closed()
-        if self._resolver is None:
+        if self._resolver is None or self._resolver.pid != os.getpid():
             self._resolver = Pool()
         future = self.create_future()
         self._resolver.submit(_Job(self, future, method, args))

@@ -19,8 +19,9 @@ from typing import Any
 
 from . import _engine
 
-# By this name, whatever a program puts in its place.
+# By these names, whatever a program puts in their places.
 _Socket = socket.socket
+_Inherited = asyncio.SelectorEventLoop
 _STREAM_CALLS = ("recv", "recv_into", "send", "sendmsg")
 _DATAGRAM_CALLS = ("recvfrom", "send", "sendto")
 
@@ -110,7 +111,7 @@ class SocketMethods(_engine.Loop):
         """asyncio.loop.sock_connect()."""
         got = self._try_connect(sock, address)
         if got is NotImplemented:
-            await asyncio.SelectorEventLoop.sock_connect(self, sock, address)
+            await _Inherited.sock_connect(self, sock, address)
         elif got is not None:
             await got
 
@@ -153,12 +154,12 @@ class SocketMethods(_engine.Loop):
 
     def _make_socket_transport(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
         if has_own_methods(sock, _STREAM_CALLS):
-            return asyncio.SelectorEventLoop._make_socket_transport(self, sock, *args, **kwargs)
+            return _Inherited._make_socket_transport(self, sock, *args, **kwargs)
         return super()._make_socket_transport(sock, *args, **kwargs)
 
     def _make_datagram_transport(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
         if has_own_methods(sock, _DATAGRAM_CALLS):
-            return asyncio.SelectorEventLoop._make_datagram_transport(self, sock, *args, **kwargs)
+            return _Inherited._make_datagram_transport(self, sock, *args, **kwargs)
         return super()._make_datagram_transport(sock, *args, **kwargs)
 
     # Files.
@@ -184,7 +185,7 @@ class SocketMethods(_engine.Loop):
                 os.lseek(descriptor, offset, os.SEEK_SET)
             raise exceptions.SendfileNotAvailableError("os.sendfile call failed") from exc
         if got is NotImplemented:
-            return await asyncio.SelectorEventLoop._sock_sendfile_native(self, sock, file, offset, count)
+            return await _Inherited._sock_sendfile_native(self, sock, file, offset, count)
         sent = 0
         try:
             if type(got) is int:
@@ -211,7 +212,7 @@ class SocketMethods(_engine.Loop):
         transp.pause_reading()
         try:
             await transp._make_empty_waiter()
-            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+            return await self.sock_sendfile(transp._own_socket, file, offset, count, fallback=False)
         finally:
             transp._reset_empty_waiter()
             if resume_reading:
@@ -220,7 +221,7 @@ class SocketMethods(_engine.Loop):
     async def _sendfile_fallback(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         if not isinstance(transp, transports._FlowControlMixin):
             transp = _FlowControlled(transp)
-        return await asyncio.SelectorEventLoop._sendfile_fallback(self, transp, file, offset, count)
+        return await _Inherited._sendfile_fallback(self, transp, file, offset, count)
 
 
 _DELEGATED = (

@@ -37,6 +37,7 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
     _loop: Loop
     _proc: subprocess.Popen[bytes]
     _pid: int
+    _exit_waiters: Any
     _exit_descriptor: _ExitDescriptor | None = None
 
     def _start(
@@ -71,7 +72,13 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
             _ExitThread(self._loop, self._pid, self._reap).start()
 
     def _exited(self) -> None:
-        if not self._reap(os.WNOHANG):
+        try:
+            reaped = self._reap(os.WNOHANG)
+        except BaseException:
+            # It would be readable, and this be raised, in each turn from now on.
+            self._forget_exit_descriptor()
+            raise
+        if not reaped:
             # Stopped by a debugger, which must see the end first.
             self._forget_exit_descriptor()
             _ExitThread(self._loop, self._pid, self._reap).start()
@@ -98,6 +105,16 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
         self._forget_exit_descriptor()
         self._process_exited(proc.returncode)
         return True
+
+    def _process_exited(self, returncode: int) -> None:
+        super()._process_exited(returncode)
+        # asyncio from 3.11 to 3.13 wakes them when the pipes have ended; a grandchild can keep one open.
+        waiters = self._exit_waiters
+        if waiters:  # pragma: no cover (not on every version)
+            self._exit_waiters = []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(returncode)
 
     def _forget_exit_descriptor(self) -> None:
         descriptor = self._exit_descriptor

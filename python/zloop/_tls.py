@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from asyncio import constants, sslproto
 from asyncio.streams import StreamReaderProtocol
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ except ImportError:  # A Python built without OpenSSL; asyncio raises when TLS i
     ssl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    import contextvars
     import socket
 
     from ._loop import Loop
@@ -65,18 +67,23 @@ def make_transport(
     extra: dict[str, Any] | None,
     server: Any,
     timeouts: dict[str, float | None],
+    context: contextvars.Context | None,
 ) -> asyncio.Transport:
     """What asyncio's `_make_ssl_transport` does, on the loop's engine."""
     if not sslcontext:
         sslcontext = sslproto._create_transport_context(server_side, server_hostname)
+    options: dict[str, Any] = {"extra": extra, "server": server}
+    if sys.version_info >= (3, 15):  # pragma: >=3.15 cover
+        options["context"] = context
     upper = None
     if not _sockets.has_own_methods(rawsock):
         upper = _direct(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
     if upper is not None:
-        loop._make_socket_transport(rawsock, upper, extra=extra, server=server)
+        loop._make_socket_transport(rawsock, upper, **options)
         return upper
     ssl_protocol = _ssl_protocol(loop, protocol, sslcontext, waiter, server_side, server_hostname, timeouts)
-    loop._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
+    stream = loop._make_socket_transport(rawsock, ssl_protocol, **options)
+    _let_nothing_wait(stream)
     transport: asyncio.Transport = ssl_protocol._app_transport
     return transport
 
@@ -126,6 +133,7 @@ async def start(
             call_connection_made=False,
         )
         upper = below._app_transport
+        _let_nothing_wait(transport)
         if paused and _HAS_SHUTDOWN_TIMEOUT:  # pragma: >=3.11 cover
             below.pause_writing()
             below._app_writing_paused = True
@@ -154,6 +162,12 @@ async def start(
         return below._app_transport
     # A transport that was closed before has nothing to upgrade, and asyncio returns nothing.
     return upper if upper.get_extra_info("ssl_object") is not None else None
+
+
+def _let_nothing_wait(transport: Any) -> None:
+    """asyncio's TLS hands down nothing of what makes a transport send: `drain()`, the size of the buffer."""
+    if isinstance(transport, (_engine.StreamTransport, _engine.SSLTransport)):
+        transport.set_send_at_once(True)
 
 
 def _take_early_bytes(protocol: Any) -> bytes:

@@ -37,6 +37,13 @@ pub fn Fifo(comptime T: type) type {
             self.len += 1;
         }
 
+        pub fn pushFrontAssumeCapacity(self: *Self, value: T) void {
+            assert(self.len < self.items.len);
+            self.head = (self.head -% 1) & (self.items.len - 1);
+            self.items[self.head] = value;
+            self.len += 1;
+        }
+
         pub fn ensureUnusedCapacity(self: *Self, gpa: Allocator, count: usize) Allocator.Error!void {
             if (self.items.len - self.len < count) try self.grow(gpa, self.len + count);
         }
@@ -91,7 +98,13 @@ test "order is kept across growth and wrap-around, against a plain list" {
     var next: u32 = 0;
     for (0..50_000) |_| {
         switch (random.uintLessThan(u8, 8)) {
-            0...3 => {
+            0 => {
+                try fifo.ensureUnusedCapacity(gpa, 1);
+                fifo.pushFrontAssumeCapacity(next);
+                try model.insert(gpa, 0, next);
+                next += 1;
+            },
+            1...3 => {
                 try fifo.push(gpa, next);
                 try model.append(gpa, next);
                 next += 1;

@@ -52,11 +52,17 @@ const stale_polls_max = 4;
 ///   queueWatch(*Host, *Watch) void        queues the work of a watch that has `pending` readiness
 ///   run(*Host, Work) Error!void
 ///   turnDone(*Host) Error!void            everything that was ready has run
-///   timeNs(*Host) Error!u64               now, by the clock that timers go by
+///   isStopping(*Host) bool                the run is to end: nothing is waited for
+///   timeNs(*Host) Error!u64               now, by the clock that timers go by; may queue work
+///   checkSignals(*Host) Error!void        once a turn, and when a signal ended the wait; may queue work
+///   waitElsewhere(*Host, fd, ?u64) Error!?u64
+///                                         waits until the reactor's descriptor is readable, if the host has a way
+///                                         of its own; gives how long is left to wait. May queue work
 ///   beforeWait/afterWait                  around a wait, which runs without the host's lock
 ///   idle(*Host) void                      nothing is queued: what is kept for a busy loop can go; may queue work
 ///   patienceNs(*Host) ?u64                how long to wait at most, then to be `idle` once more
-///   interrupted(*Host) Error!void         a signal ended the wait
+///   pollsItself(*Host) bool               each turn calls `pollBy`, which calls `pollOnce` if it likes
+///   pollBy(*Host, ?u64) Error!void        for so many nanoseconds at most; null for any time
 pub fn Loop(comptime Host: type) type {
     return LoopOver(Host, reactor_.Reactor);
 }
@@ -78,6 +84,8 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         /// Of the process that may use the reactor. A forked child shares the kernel object with its
         /// parent and must not touch it.
         fork_count: u32,
+        /// A forked child's copy that runs all the same, see `runInChild`.
+        runs_in_child: bool = false,
         /// Set while the loop is about to wait or waiting: whoever clears it wakes the loop.
         waiting: std.atomic.Value(bool) = .init(false),
         turns_without_poll: u32 = 0,
@@ -123,9 +131,29 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             return process.forkCount() != self.fork_count;
         }
 
+        /// Whether this is a child's copy of a loop, which must not run.
+        pub inline fn isParents(self: *const Self) bool {
+            return self.isForked() and !self.runs_in_child;
+        }
+
+        /// A child's copy may run from now on, by a reactor of its own that watches nothing. Closing this process's
+        /// descriptors of the parent's reactor changes nothing for the parent. What is armed stays so in name, for
+        /// its owners to disarm, and `watch` goes on to refuse.
+        pub fn runInChild(self: *Self) void {
+            std.debug.assert(self.isForked());
+            self.closeReactor();
+            self.waiting.store(false, .seq_cst);
+            self.runs_in_child = true;
+        }
+
         pub inline fn post(self: *Self, work: Work) Allocator.Error!void {
-            if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
+            if (!self.inbox.isEmptyHint() and !self.isParents()) try self.inbox.drainInto(self.gpa, &self.ready);
             try self.ready.push(self.gpa, work);
+        }
+
+        /// What other threads have posted joins the ready queue.
+        pub fn drainInbox(self: *Self) Allocator.Error!void {
+            if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
         }
 
         /// Any thread. At most one wake-up per batch: the first to post after the loop went to wait.
@@ -138,7 +166,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         pub fn wake(self: *Self) void {
             if (!self.waiting.load(.seq_cst) or !self.waiting.swap(false, .seq_cst)) return;
             // The parent's wake-up is not a child's to use.
-            if (self.isForked()) return;
+            if (self.isParents()) return;
             // The loop can have left the wait by itself and be closing at this moment.
             self.inbox.lock();
             defer self.inbox.unlock();
@@ -166,26 +194,38 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             self.watch(w, .none) catch {};
         }
 
-        /// One turn. `stopping` makes it end without waiting for anything.
-        pub fn turn(self: *Self, host: *Host, stopping: bool) (Host.Error || error{Forked})!void {
-            if (self.isForked()) return error.Forked;
+        /// One turn. It waits for nothing if the host is stopping.
+        pub fn turn(self: *Self, host: *Host) (Host.Error || error{Forked})!void {
+            if (self.isParents()) return error.Forked;
             if (!self.inbox.isEmptyHint()) try self.inbox.drainInto(self.gpa, &self.ready);
             // Can queue work, so it comes before the decision to wait.
             if (self.ready.len == 0) host.idle();
-            const timeout_ns = try self.timeoutNs(host, stopping);
-            if (self.mustPoll(timeout_ns)) try self.poll(host, timeout_ns);
+            const timeout_ns = try self.timeoutNs(host);
+            if (self.mustPoll(host, timeout_ns)) try self.poll(host, timeout_ns);
             try self.collectDue(host);
             try self.runReady(host);
             try host.turnDone();
         }
 
-        fn timeoutNs(self: *const Self, host: *Host, stopping: bool) Host.Error!?u64 {
-            if (self.ready.len > 0 or stopping) return 0;
+        /// How long the turn may wait; null for as long as it takes. The host's code that runs in here can queue
+        /// work, stop the run and add timers, so the decision comes after all of it. None of the host's code
+        /// runs between the decision and the wait: `beforeWait` gives the lock away when `waiting` is set.
+        fn timeoutNs(self: *Self, host: *Host) Host.Error!?u64 {
+            const asks_clock = !self.isBusy(host) and self.timers.count() > 0;
+            const now_ns = if (asks_clock) try host.timeNs() else 0;
+            try host.checkSignals();
+            if (self.isBusy(host)) return 0;
             const deadline_ns = self.timers.earliestNs() orelse return null;
-            return deadline_ns -| try host.timeNs();
+            // Without a look at the clock the timer is a signal handler's: the next turn knows how long to wait.
+            return if (asks_clock) deadline_ns -| now_ns else 0;
         }
 
-        fn mustPoll(self: *Self, timeout_ns: ?u64) bool {
+        inline fn isBusy(self: *const Self, host: *Host) bool {
+            return self.ready.len > 0 or host.isStopping();
+        }
+
+        fn mustPoll(self: *Self, host: *Host, timeout_ns: ?u64) bool {
+            if (host.pollsItself()) return true;
             const may_wait = timeout_ns == null or timeout_ns.? > 0;
             if (may_wait or self.turns_without_poll >= self.turnsWithoutPollMax()) return true;
             self.turns_without_poll += 1;
@@ -204,13 +244,23 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
         }
 
         fn poll(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
+            if (host.pollsItself()) return host.pollBy(timeout_ns);
+            return self.pollOnce(host, timeout_ns);
+        }
+
+        /// One wait, and what it found into the ready queue.
+        pub fn pollOnce(self: *Self, host: *Host, timeout_ns: ?u64) Host.Error!void {
             const reactor = try self.openReactor();
             var events: [event_count_max]Event = undefined;
             self.waiting.store(true, .seq_cst);
             // A post that came before the flag was up did not wake us: look again now that it is.
             const wait_ns: ?u64 = if (self.inbox.isEmptyHint()) patient(host, timeout_ns) else 0;
+            const left_ns = host.waitElsewhere(reactor.fileno(), wait_ns) catch |err| {
+                self.waiting.store(false, .seq_cst);
+                return err;
+            };
             host.beforeWait();
-            const result = reactor.wait(&events, wait_ns);
+            const result = reactor.wait(&events, left_ns);
             host.afterWait();
             self.waiting.store(false, .seq_cst);
             self.turns_without_poll = 0;
@@ -218,7 +268,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             self.polled_ns = clock.nowNs();
             self.poll_count +%= 1;
             const got = result catch |err| switch (err) {
-                error.Interrupted => return host.interrupted(),
+                error.Interrupted => return host.checkSignals(),
                 error.Unexpected => |e| return e,
             };
             self.event_count = got.len;
@@ -270,7 +320,7 @@ pub fn LoopOver(comptime Host: type, comptime Reactor: type) type {
             var count = self.ready.len;
             while (count > 0) : (count -= 1) {
                 // A child that returns from the callback that made it: the rest is the parent's.
-                if (self.isForked()) return error.Forked;
+                if (self.isParents()) return error.Forked;
                 // The host can empty the queue under us by closing the loop after an error.
                 const work = self.ready.pop() orelse return;
                 try host.run(work);
@@ -288,6 +338,10 @@ const TestHost = struct {
     loop: Loop(TestHost),
     log: std.ArrayList(u32) = .empty,
     waits: usize = 0,
+    stopping: bool = false,
+    /// What the host's own code does next time it is asked for the time, or looks at signals.
+    during_time: ?Work = null,
+    during_signals: ?Work = null,
 
     fn workOfTimer(_: *TestHost, timer: *Timer) Work {
         return .{ .timer = @fieldParentPtr("timer", timer) };
@@ -305,17 +359,50 @@ const TestHost = struct {
 
     fn turnDone(_: *TestHost) Error!void {}
 
+    fn waitElsewhere(_: *TestHost, _: reactor_.fd_t, wait_ns: ?u64) Error!?u64 {
+        return wait_ns;
+    }
+
     fn beforeWait(self: *TestHost) void {
         self.waits += 1;
     }
 
     fn afterWait(_: *TestHost) void {}
 
-    fn timeNs(_: *TestHost) Error!u64 {
+    fn isStopping(self: *TestHost) bool {
+        return self.stopping;
+    }
+
+    fn timeNs(self: *TestHost) Error!u64 {
+        try self.postOnce(&self.during_time);
         return clock.nowNs();
     }
 
-    fn interrupted(_: *TestHost) Error!void {}
+    fn checkSignals(self: *TestHost) Error!void {
+        try self.postOnce(&self.during_signals);
+    }
+
+    fn postOnce(self: *TestHost, field: *?Work) Error!void {
+        const work = field.* orelse return;
+        field.* = null;
+        switch (work) {
+            .timer => |timer| try self.loop.timers.push(std.testing.allocator, &timer.timer, clock.nowNs() + clock.ns_per_ms),
+            else => try self.loop.post(work),
+        }
+    }
+
+    fn turn(self: *TestHost, stopping: bool) (Error || error{Forked})!void {
+        self.stopping = stopping;
+        return self.loop.turn(self);
+    }
+
+    fn pollsItself(_: *TestHost) bool {
+        return false;
+    }
+
+    fn pollBy(_: *TestHost, _: ?u64) Error!void {
+        unreachable;
+    }
 
     fn run(self: *TestHost, work: Work) Error!void {
         switch (work) {
@@ -361,12 +448,12 @@ test "a turn right after a poll runs ready work without another, a few times" {
         // However slow this machine is at the moment, the last poll counts as fresh.
         if (turn_index > 0) host.loop.polled_ns = std.math.maxInt(u64) / 2;
         try host.loop.post(.{ .note = 1 });
-        try host.loop.turn(&host, false);
+        try host.turn(false);
         try std.testing.expectEqual(@as(usize, if (turn_index <= turns_with_fresh_poll_max) 1 else 2), host.waits);
     }
     host.loop.polled_ns = clock.nowNs() - poll_fresh_ns;
     try host.loop.post(.{ .note = 1 });
-    try host.loop.turn(&host, false);
+    try host.turn(false);
     try std.testing.expectEqual(@as(usize, 3), host.waits);
 }
 
@@ -380,7 +467,7 @@ test "the turn after a watch polls, however fresh the last poll is" {
     var other: Watch = .{ .fd = pair[1] };
     try host.loop.watch(&other, .{ .read = true });
     defer host.loop.unwatch(&other);
-    try host.loop.turn(&host, true);
+    try host.turn(true);
     _ = sys.send(pair[1], "x");
 
     // However slow this machine is at the moment, the last poll counts as fresh.
@@ -389,7 +476,7 @@ test "the turn after a watch polls, however fresh the last poll is" {
     try host.loop.watch(&w, .{ .read = true });
     defer host.loop.unwatch(&w);
     try host.loop.post(.{ .note = 1 });
-    try host.loop.turn(&host, false);
+    try host.turn(false);
     try std.testing.expectEqualSlices(u32, &.{ 1, @intCast(1000 + pair[0]) }, host.log.items);
 
     // Watching for less is no reason to poll.
@@ -397,7 +484,7 @@ test "the turn after a watch polls, however fresh the last poll is" {
     host.loop.unwatch(&w);
     const waits = host.waits;
     try host.loop.post(.{ .note = 2 });
-    try host.loop.turn(&host, false);
+    try host.turn(false);
     try std.testing.expectEqual(waits, host.waits);
 }
 
@@ -406,9 +493,9 @@ test "a turn runs what was ready when it began, in order, then new work in the n
     defer host.deinit();
     try host.loop.post(.{ .again = 1 });
     try host.loop.post(.{ .note = 5 });
-    try host.loop.turn(&host, false);
+    try host.turn(false);
     try std.testing.expectEqualSlices(u32, &.{ 1, 5 }, host.log.items);
-    try host.loop.turn(&host, false);
+    try host.turn(false);
     try std.testing.expectEqualSlices(u32, &.{ 1, 5, 2 }, host.log.items);
     try std.testing.expectEqual(@as(usize, 0), host.waits);
     try std.testing.expect(host.loop.reactor == null);
@@ -432,7 +519,7 @@ test "queued work, then descriptors, then due timers" {
     try host.loop.timers.push(gpa, &timers[1].timer, now_ns);
     try host.loop.timers.push(gpa, &timers[2].timer, now_ns + 3600 * clock.ns_per_s);
     try host.loop.post(.{ .note = 1 });
-    try host.loop.turn(&host, false);
+    try host.turn(false);
     const readable: u32 = @intCast(1000 + pair[0]);
     try std.testing.expectEqualSlices(u32, &.{ 1, readable, 7, 8 }, host.log.items);
     host.loop.timers.remove(gpa, &timers[2].timer);
@@ -445,7 +532,7 @@ test "a timer never fires early and the wait ends by it" {
     var timer: TestHost.TestTimer = .{ .id = 3 };
     const deadline_ns = clock.nowNs() + 2 * clock.ns_per_ms;
     try host.loop.timers.push(gpa, &timer.timer, deadline_ns);
-    while (host.log.items.len == 0) try host.loop.turn(&host, false);
+    while (host.log.items.len == 0) try host.turn(false);
     try std.testing.expect(clock.nowNs() >= deadline_ns);
     try std.testing.expect(host.waits <= 2);
 }
@@ -460,9 +547,33 @@ test "a post from another thread ends the wait" {
         }
     };
     const thread = try std.Thread.spawn(.{}, Poster.post, .{&host.loop});
-    while (host.log.items.len == 0) try host.loop.turn(&host, false);
+    while (host.log.items.len == 0) try host.turn(false);
     thread.join();
     try std.testing.expectEqualSlices(u32, &.{42}, host.log.items);
+}
+
+test "work that the host's own code queues while the loop decides to wait ends the wait" {
+    const gpa = std.testing.allocator;
+    inline for (.{ "during_time", "during_signals" }) |field| {
+        var host: TestHost = .{ .loop = .init(gpa) };
+        defer host.deinit();
+        var timer: TestHost.TestTimer = .{ .id = 3 };
+        try host.loop.timers.push(gpa, &timer.timer, clock.nowNs() + 3600 * clock.ns_per_s);
+        @field(host, field) = .{ .note = 1 };
+        try host.turn(false);
+        try std.testing.expectEqualSlices(u32, &.{1}, host.log.items);
+        host.loop.timers.remove(gpa, &timer.timer);
+    }
+}
+
+test "a timer that a signal handler adds does not wait for ever" {
+    const gpa = std.testing.allocator;
+    var host: TestHost = .{ .loop = .init(gpa) };
+    defer host.deinit();
+    var timer: TestHost.TestTimer = .{ .id = 5 };
+    host.during_signals = .{ .timer = &timer };
+    while (host.log.items.len == 0) try host.turn(false);
+    try std.testing.expectEqualSlices(u32, &.{5}, host.log.items);
 }
 
 test "an error leaves the rest of the queue for the next run" {
@@ -471,8 +582,8 @@ test "an error leaves the rest of the queue for the next run" {
     try host.loop.post(.{ .note = 1 });
     try host.loop.post(.stop);
     try host.loop.post(.{ .note = 2 });
-    try std.testing.expectError(error.Stop, host.loop.turn(&host, false));
-    try host.loop.turn(&host, true);
+    try std.testing.expectError(error.Stop, host.turn(false));
+    try host.turn(true);
     try std.testing.expectEqualSlices(u32, &.{ 1, 2 }, host.log.items);
 }
 
@@ -482,13 +593,31 @@ test "a forked child's copy runs nothing and wakes nobody" {
     defer host.deinit();
     try host.loop.post(.{ .note = 1 });
     host.loop.fork_count +%= 1;
-    try std.testing.expectError(error.Forked, host.loop.turn(&host, true));
+    try std.testing.expectError(error.Forked, host.turn(true));
     var w: Watch = .{ .fd = 0 };
     try std.testing.expectError(error.Forked, host.loop.watch(&w, .{ .read = true }));
     host.loop.waiting.store(true, .seq_cst);
     host.loop.wake();
     try std.testing.expect(host.loop.reactor == null);
     try std.testing.expectEqual(@as(usize, 0), host.log.items.len);
+}
+
+test "a child's copy that may run does so by a reactor of its own" {
+    const gpa = std.testing.allocator;
+    var host: TestHost = .{ .loop = .init(gpa) };
+    defer host.deinit();
+    _ = try host.loop.openReactor();
+    try host.loop.post(.{ .note = 1 });
+    host.loop.fork_count +%= 1;
+    try host.loop.post(.{ .note = 2 });
+    try std.testing.expectError(error.Forked, host.turn(true));
+    host.loop.runInChild();
+    try std.testing.expect(host.loop.reactor == null);
+    try host.turn(true);
+    try std.testing.expectEqualSlices(u32, &.{ 1, 2 }, host.log.items);
+    // Its transports' descriptors stay the parent's.
+    var w: Watch = .{ .fd = 0 };
+    try std.testing.expectError(error.Forked, host.loop.watch(&w, .{ .read = true }));
 }
 
 test "a descriptor that was closed while another holds a duplicate does not keep the loop awake" {
@@ -513,12 +642,12 @@ test "a descriptor that was closed while another holds a duplicate does not keep
     host.loop.unwatch(&lost);
 
     // More than enough: a turn may leave its poll out.
-    for (0..8 * stale_polls_max) |_| try host.loop.turn(&host, true);
+    for (0..8 * stale_polls_max) |_| try host.turn(true);
     try std.testing.expectEqual(@as(u32, 0), host.loop.stale_polls);
     try std.testing.expectEqual(@as(usize, 0), host.log.items.len);
     // The others are still watched.
     _ = sys.send(pairs[1][1], "x");
-    while (host.log.items.len == 0) try host.loop.turn(&host, true);
+    while (host.log.items.len == 0) try host.turn(true);
     try std.testing.expectEqual(@as(u32, @intCast(1000 + kept.fd)), host.log.items[0]);
     // And a wake-up still ends a wait.
     var buffer: [1]u8 = undefined;
@@ -530,6 +659,6 @@ test "a descriptor that was closed while another holds a duplicate does not keep
         }
     };
     const thread = try std.Thread.spawn(.{}, Poster.post, .{&host.loop});
-    while (host.log.items.len == 0) try host.loop.turn(&host, false);
+    while (host.log.items.len == 0) try host.turn(false);
     thread.join();
 }

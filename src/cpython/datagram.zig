@@ -18,6 +18,7 @@ const args = @import("args.zig");
 const datagram_receive = @import("datagram_receive.zig");
 const datagram_send = @import("datagram_send.zig");
 const debug = @import("debug.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_fds = @import("loop_fds.zig");
 const loop_type = @import("loop_type.zig");
@@ -40,6 +41,8 @@ pub const Fields = struct {
     protocol: ?*Object,
     /// Protocol methods run in it. Replaced by the context of the caller that ends the transport.
     context: ?*Object,
+    /// As a stream's.
+    writer_context: ?*Object,
     sock: ?*Object,
     extra: ?*Object,
     /// The only peer that `sendto` accepts, if there is one.
@@ -84,6 +87,8 @@ pub const Fields = struct {
         return @fieldParentPtr("source", source);
     }
 
+    pub const has_one_context = false;
+
     fn interest(self: *const Fields) core.reactor.Interest {
         return .{ .read = self.started and self.isReading(), .write = self.source.watch.armed.write };
     }
@@ -92,12 +97,12 @@ pub const Fields = struct {
 pub const Layout = py.Layout(Fields, base_size);
 pub const of = Layout.of;
 
-const vtable: Source.VTable = .{ .ready = ready, .step = step, .is_transport = true };
+const vtable: Source.VTable = .{ .ready = ready, .step = step, .contexts = contextsOf, .wanted = wanted, .is_transport = true };
 
 /// `_make_datagram_transport(sock, protocol, address=None, waiter=None, extra=None)`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
-    try loop.checkClosed();
+    try loop.checkUsable();
     const given = try args.parse("_make_datagram_transport", &.{ "sock", "protocol", "address", "waiter", "extra" }, .{ .required = 2 }, argv, names);
     const sock = given[0].?;
     const fd = try loop_fds.ensureNoTransport(loop, sock);
@@ -113,6 +118,7 @@ pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*O
         .loop = loop,
         .protocol = py.newRef(given[1].?),
         .context = context,
+        .writer_context = null,
         .sock = null,
         .extra = null,
         .address = if (args.given(given[2])) |address| py.newRef(address) else null,
@@ -218,6 +224,18 @@ fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     if (readiness.write and source.watch.armed.write) try datagram_send.ready(self);
 }
 
+fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
+}
+
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    if (self.released or self.conn_lost > 0) return .none;
+    // After a failed last datagram one more turn is owed, see `datagram_send.ready`.
+    return .{ .read = self.interest().read, .write = self.writer_context != null };
+}
+
 pub fn stopReading(self: *Fields) void {
     self.source.disarm(self.loop, .{ .write = self.source.watch.armed.write });
 }
@@ -253,7 +271,7 @@ fn forceClose(self: *Fields, exception: ?*Object) py.Error!void {
 /// connection_lost runs in the context of whoever ended the transport, as a call_soon would.
 fn queueLost(self: *Fields, exception: ?*Object) py.Error!void {
     self.lost_exception = if (exception) |e| py.newRef(e) else null;
-    py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
+    try transport.takeCallersContext(self);
     if (self.loop.closed) return;
     try transport.queueStep(self);
 }
@@ -356,6 +374,7 @@ fn resumeReading(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.closing or !self.paused) return py.newNone();
     self.paused = false;
+    if (self.started) try transport.takeCallersContext(self);
     if (!self.loop.closed) {
         try self.source.arm(self.loop, self.interest());
         if (self.held.len > 0) try transport.queueStep(self);
@@ -422,7 +441,7 @@ fn repr(object: *Object) callconv(.c) ?*Object {
     return c.PyUnicode_FromFormat("<DatagramTransport%s fd=%d read=%s write=<%s, bufsize=%zd>>", label, @as(c_int, self.fd()), reading, writing, @as(c.Ssize, @intCast(self.queue.size)));
 }
 
-const references = .{ "protocol", "context", "extra", "address", "waiter", "lost_exception", "dict" };
+const references = .{ "protocol", "context", "writer_context", "extra", "address", "waiter", "lost_exception", "dict" };
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
@@ -491,7 +510,7 @@ const properties = [_]c.PyGetSetDef{
 
 const members = heap_type.dictAndWeakrefs(Layout, Fields);
 
-pub const spec = heap_type.final("zloop._engine.DatagramTransport", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.DatagramTransport", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_finalize = &finalize,
     .tp_traverse = py.traverse(traverseFields),

@@ -76,32 +76,40 @@ fn shared(loop: *loop_type.Fields) py.Error!*Shared {
 
 /// The descriptor is readable. Runs in the transport's context.
 pub fn ready(self: *Fields) py.Error!void {
-    return py.inContext(self.context.?, receive, .{self});
+    return entered(self, receive);
 }
 
 /// For what is left of a batch, once the transport reads again.
 pub fn deliverHeld(self: *Fields) py.Error!void {
-    return py.inContext(self.context.?, takeHeld, .{self});
+    return entered(self, takeHeld);
 }
 
-fn receive(self: *Fields) py.Error!void {
+fn entered(self: *Fields, comptime function: fn (*Fields, *Object) py.Error!void) py.Error!void {
+    const context = py.newRef(self.context.?);
+    defer py.decref(context);
+    return py.inContext(context, function, .{ self, context });
+}
+
+// `context` is the one that is entered in all that follows; the transport can have another by then, for its end.
+
+fn receive(self: *Fields, context: *Object) py.Error!void {
     if (self.held.len > 0) {
         // They came first; what is in the kernel keeps.
-        return takeHeld(self);
+        return takeHeld(self, context);
     }
     switch (self.family) {
-        .internet => try receiveBatch(self),
-        .unix => try receiveEach(self),
-        .other => try receiveByMethod(self),
+        .internet => try receiveBatch(self, context),
+        .unix => try receiveEach(self, context),
+        .other => try receiveByMethod(self, context),
     }
 }
 
-fn receiveBatch(self: *Fields) py.Error!void {
+fn receiveBatch(self: *Fields, context: *Object) py.Error!void {
     const batch = try (try shared(self.loop)).take();
     defer put(self.loop, batch);
     switch (batch.receive(self.fd())) {
         .done => |count| for (0..count) |i| {
-            deliver(self, try datagramOf(self.loop, batch, i)) catch |err| {
+            deliver(self, context, try datagramOf(self.loop, batch, i)) catch |err| {
                 // The exception ends the run of the loop; the rest is for the next one.
                 try holdRest(self, batch, i + 1, count);
                 if (self.held.len > 0) try transport.queueStep(self);
@@ -112,7 +120,7 @@ fn receiveBatch(self: *Fields) py.Error!void {
             return;
         },
         .would_block => {},
-        .failed => |code| try failed(self, code),
+        .failed => |code| try failed(self, context, code),
     }
 }
 
@@ -135,10 +143,10 @@ fn holdRest(self: *Fields, batch: *const Batch, from: usize, count: usize) py.Er
     saved.restore();
 }
 
-fn takeHeld(self: *Fields) py.Error!void {
+fn takeHeld(self: *Fields, context: *Object) py.Error!void {
     while (self.isReading()) {
         const kept = self.held.pop() orelse return;
-        deliver(self, kept) catch |err| {
+        deliver(self, context, kept) catch |err| {
             if (self.held.len > 0) {
                 const saved: py.Saved = .save();
                 defer saved.restore();
@@ -150,7 +158,7 @@ fn takeHeld(self: *Fields) py.Error!void {
 }
 
 /// Unix datagrams can be larger than any of the internet, so they come one by one.
-fn receiveEach(self: *Fields) py.Error!void {
+fn receiveEach(self: *Fields, context: *Object) py.Error!void {
     const buffer = try self.loop.takeReadBuffer();
     defer self.loop.putReadBuffer(buffer);
     for (0..turn_count_max) |_| {
@@ -162,10 +170,10 @@ fn receiveEach(self: *Fields) py.Error!void {
                     py.decref(data);
                     return err;
                 };
-                try deliver(self, .{ .data = data, .address = peer });
+                try deliver(self, context, .{ .data = data, .address = peer });
             },
             .would_block => return,
-            .failed => |code| return failed(self, code),
+            .failed => |code| return failed(self, context, code),
         }
         if (!self.isReading()) return;
     }
@@ -177,7 +185,7 @@ fn unixPeer(from: *const core.sys.Address) py.Error!*Object {
     return (try address.toObject(from)) orelse py.newNone();
 }
 
-fn receiveByMethod(self: *Fields) py.Error!void {
+fn receiveByMethod(self: *Fields, context: *Object) py.Error!void {
     const state = self.loop.state;
     const size = try py.newInt(size_max);
     defer py.decref(size);
@@ -185,7 +193,7 @@ fn receiveByMethod(self: *Fields) py.Error!void {
     defer py.decref(sock);
     const pair = py.callMethod(sock, state.name(.recvfrom), .{size}) catch {
         if (py.matches(c.PyExc_BlockingIOError) or py.matches(c.PyExc_InterruptedError)) return c.PyErr_Clear();
-        if (py.matches(c.PyExc_OSError)) return errorReceived(self);
+        if (py.matches(c.PyExc_OSError)) return errorReceived(self, context);
         return datagram.fatalPending(self, "Fatal read error on datagram transport");
     };
     defer py.decref(pair);
@@ -193,14 +201,14 @@ fn receiveByMethod(self: *Fields) py.Error!void {
         py.raise(c.PyExc_TypeError, "recvfrom() gave no pair of data and address") catch {};
         return datagram.fatalPending(self, "Fatal read error on datagram transport");
     }
-    try deliver(self, .{
+    try deliver(self, context, .{
         .data = py.newRef(py.tupleItemBorrowed(pair, 0)),
         .address = py.newRef(py.tupleItemBorrowed(pair, 1)),
     });
 }
 
 /// Takes the datagram's references over.
-fn deliver(self: *Fields, arrived: Held) py.Error!void {
+fn deliver(self: *Fields, context: *Object, arrived: Held) py.Error!void {
     defer arrived.release();
     const protocol = py.newRef(self.protocol orelse return);
     defer py.decref(protocol);
@@ -208,18 +216,18 @@ fn deliver(self: *Fields, arrived: Held) py.Error!void {
         py.decref(result);
     } else |_| {
         if (py.isExit()) return error.Python;
-        try transport.methodFailed(self, protocol, .datagram_received, .{ arrived.data, arrived.address });
+        try transport.methodFailedInside(self, context, protocol, .datagram_received, .{ arrived.data, arrived.address });
     }
 }
 
-fn failed(self: *Fields, code: core.sys.Errno) py.Error!void {
+fn failed(self: *Fields, context: *Object, code: core.sys.Errno) py.Error!void {
     raise.errno(code) catch {};
-    try errorReceived(self);
+    try errorReceived(self, context);
 }
 
 /// The network's errors are the protocol's to judge; the transport stays open. The caller has
 /// entered the context, and set the exception.
-pub fn errorReceived(self: *Fields) py.Error!void {
+pub fn errorReceived(self: *Fields, context: *Object) py.Error!void {
     const exception = py.takeException();
     defer py.decref(exception);
     const protocol = py.newRef(self.protocol orelse return);
@@ -228,6 +236,6 @@ pub fn errorReceived(self: *Fields) py.Error!void {
         py.decref(result);
     } else |err| {
         if (py.isExit()) return err;
-        try transport.methodFailed(self, protocol, .error_received, .{exception});
+        try transport.methodFailedInside(self, context, protocol, .error_received, .{exception});
     }
 }

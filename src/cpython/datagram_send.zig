@@ -81,7 +81,7 @@ fn sendto(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Obj
     }
     if (self.queue.items.len == 0) switch (attempt(self, data, to)) {
         .sent => return py.newNone(),
-        .would_block => try self.source.arm(self.loop, .{ .read = self.source.watch.armed.read, .write = true }),
+        .would_block => try transport.armWrite(self, null, arm),
         .failed => {
             try failed(self);
             return py.newNone();
@@ -89,6 +89,10 @@ fn sendto(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Obj
     };
     try push(self, data, to);
     return py.newNone();
+}
+
+fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
+    try self.source.arm(self.loop, interest);
 }
 
 fn countLost(self: *Fields) py.Error!void {
@@ -184,13 +188,19 @@ fn attemptByMethod(self: *Fields, data: *Object, to: ?*Object) Attempt {
     }
 }
 
-/// The kernel has room again. Runs in the transport's context.
+/// The kernel has room again, or an error to tell. After an error the queue waits for the next turn, also when it is
+/// empty: only a turn without one tells the protocol to go on and ends what is to be ended.
 pub fn ready(self: *Fields) py.Error!void {
-    try py.inContext(self.context.?, drain, .{self});
-    try finish(self);
+    const context = py.newRef(transport.writerContext(self));
+    defer py.decref(context);
+    try py.inContext(context, drain, .{ self, context });
+    if (!self.closing or self.conn_lost > 0 or self.source.watch.armed.write) return;
+    self.conn_lost = 1;
+    py.replace(&self.context, py.newRef(context));
+    try datagram.connectionLost(self);
 }
 
-fn drain(self: *Fields) py.Error!void {
+fn drain(self: *Fields, entered: *Object) py.Error!void {
     while (self.queue.items.len > 0) {
         const pending = self.queue.items.at(0);
         // Sending can run Python, which can close the transport and empty the queue.
@@ -203,12 +213,15 @@ fn drain(self: *Fields) py.Error!void {
             .sent => popFirst(self, data),
             .failed => {
                 popFirst(self, data);
-                return failedQueued(self);
+                return failedQueued(self, entered);
             },
         }
     }
     // May send more.
     try transport.maybeResume(self);
+    if (self.queue.items.len > 0 or self.conn_lost > 0) return;
+    self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
+    py.clear(&self.writer_context);
 }
 
 fn popFirst(self: *Fields, data: *Object) void {
@@ -219,18 +232,9 @@ fn popFirst(self: *Fields, data: *Object) void {
 }
 
 /// One error a turn, as in asyncio. What `error_received` raises is a callback's exception.
-fn failedQueued(self: *Fields) py.Error!void {
+fn failedQueued(self: *Fields, entered: *Object) py.Error!void {
     if (!py.matches(c.PyExc_OSError)) return datagram.fatalPending(self, "Fatal write error on datagram transport");
-    try datagram_receive.errorReceived(self);
-}
-
-/// With nothing left to send the watch for room ends, and so does a transport that is closing.
-fn finish(self: *Fields) py.Error!void {
-    if (self.queue.items.len > 0 or self.conn_lost > 0) return;
-    self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
-    if (!self.closing) return;
-    self.conn_lost = 1;
-    try datagram.connectionLost(self);
+    try datagram_receive.errorReceived(self, entered);
 }
 
 fn getWriteBufferSize(object: *Object) py.Error!*Object {

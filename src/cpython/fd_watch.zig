@@ -8,6 +8,7 @@
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const sock_wait = @import("sock_wait.zig");
@@ -228,7 +229,12 @@ fn unusedStep(_: *Source) py.Error!void {
     unreachable;
 }
 
-const vtable: Source.VTable = .{ .ready = unused, .step = unusedStep, .queue = queue, .is_transport = false };
+/// Never in the ready queue itself: its handles and waiters are.
+fn noContexts(_: *Source) [2]?*Object {
+    unreachable;
+}
+
+const vtable: Source.VTable = .{ .ready = unused, .step = unusedStep, .queue = queue, .contexts = noContexts, .is_transport = false };
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = Layout.of(object);
@@ -256,7 +262,7 @@ fn clearFields(object: *Object) callconv(.c) c_int {
     return 0;
 }
 
-pub const spec = heap_type.final("zloop._engine.FdWatch", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.FdWatch", Layout.size, guard.none, .{
     .tp_dealloc = &dealloc,
     .tp_traverse = py.traverse(traverseFields),
     .tp_clear = &clearFields,

@@ -9,11 +9,16 @@
 //! lets them go when it has run, is cancelled, or the loop closes. So a handle that somebody keeps
 //! closes no reference cycle, and handles need not be tracked by the garbage collector, which
 //! otherwise costs more than running them: a queue's owner shows the collector what its handles
-//! hold (`traverseQueued`). Handles registered for descriptors live long and are tracked.
-//! Free-threaded builds track all.
+//! hold (`traverseQueued`). A handle that somebody else holds too, perhaps in a cycle that leads back to
+//! the loop, must be known by itself: those that wait in a loop which does not run are tracked (`track`), and
+//! only such a loop can be garbage. Handles registered for descriptors live long and are tracked. Free-threaded
+//! builds track all.
 //!
-//! Only the loop's thread runs handles, and cancels them: in a free-threaded build another thread that
-//! calls cancel() by mistake leaves a mark only, which the loop's thread sees when their time comes.
+//! Only the loop's thread runs handles. Any thread may cancel them (`guard.zig`): what a run needs it has taken
+//! into its own hands before the call.
+//!
+//! The context stays with a handle that somebody keeps (`get_context()`). As what is set in it can lead back to the
+//! handle, such a handle is tracked from then on, unless nothing is set in it and nobody else can set anything.
 
 const std = @import("std");
 const core = @import("core");
@@ -23,6 +28,7 @@ const py = @import("py.zig");
 const args_ = @import("args.zig");
 const contexts = @import("handle_context.zig");
 const exclusion = @import("handle_exclusion.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const State = @import("state.zig").State;
@@ -75,8 +81,12 @@ pub const Fields = extern struct {
     mark: exclusion.Mark,
     /// Registered for a descriptor: runs each time that is ready, until it is removed.
     lasting: bool,
+    /// The garbage collector knows it.
+    is_tracked: bool,
     /// The context is one that other handles hold too, see `handle_context.zig`.
     shares_context: bool,
+    /// Somebody else may hold the context: it was given, or handed out.
+    context_is_known: bool,
 
     inline fn held(self: *Fields) []?*Object {
         return self.args[0..if (self.args_count > args_inline_max) 1 else self.args_count];
@@ -147,7 +157,9 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
     self.kind = kind;
     self.mark = .idle;
     self.lasting = false;
+    self.is_tracked = false;
     self.shares_context = context.is_shared;
+    self.context_is_known = parsed.context != null;
     self.source_traceback = null;
     self.repr = null;
     if (kind == .timer) {
@@ -164,7 +176,7 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
         };
     }
     self.args_count = @intCast(parsed.args.len);
-    if (comptime tracked) c.PyObject_GC_Track(object);
+    if (tracked or !loop.isRunning()) track(object);
     return object;
 }
 
@@ -172,7 +184,18 @@ pub inline fn create(loop: *LoopFields, comptime kind: Kind, parsed: args_.Callb
 pub fn makeLasting(object: *Object) py.Error!void {
     try ownContext(of(object));
     of(object).lasting = true;
-    if (!tracked) c.PyObject_GC_Track(object);
+    track(object);
+}
+
+/// A handle of a queue that others hold, too.
+pub fn trackIfShared(object: *Object) void {
+    if (!py.isUnique(object)) track(object);
+}
+
+pub fn track(object: *Object) void {
+    if (of(object).is_tracked) return;
+    of(object).is_tracked = true;
+    c.PyObject_GC_Track(object);
 }
 
 fn ownContext(self: *Fields) py.Error!void {
@@ -223,7 +246,6 @@ fn tupleOf(items: []const *Object) py.Error!*Object {
 /// `afterCall` when it has looked at what came of it.
 pub inline fn call(object: *Object) py.Error!void {
     const self = of(object);
-    if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .seq_cst)) return;
     if (self.shares_context) {
         try contexts.take(&self.loop().contexts, &self.context);
         self.shares_context = false;
@@ -235,12 +257,31 @@ pub inline fn call(object: *Object) py.Error!void {
     return py.inContext(self.context orelse py.none(), callEntered, .{ self, callback });
 }
 
+/// As `call` by a `Handle._run` of the program's own. What it raises leaves the loop, as in asyncio.
+pub fn callBy(object: *Object, run: *Object) py.Error!void {
+    @branchHint(.cold);
+    const self = of(object);
+    if (comptime config.gil_disabled) if (@atomicLoad(bool, &self.cancelled, .seq_cst)) return;
+    if (self.callback == null) return;
+    const held = py.newRef(run);
+    defer py.decref(held);
+    py.decref(try py.call(held, .{object}));
+}
+
 inline fn callEntered(self: *Fields, callback: *Object) py.Error!void {
     const result = if (self.args_count == 0)
-        c.PyObject_CallNoArgs(callback)
+        callOutside(self.loop_object, c.PyObject_CallNoArgs, .{callback})
     else
         callWithArgs(self, callback);
     py.decref(try py.check(result));
+}
+
+/// Other threads get at the loop while a callback runs.
+inline fn callOutside(loop_object: *Object, comptime function: anytype, arguments: anytype) ?*Object {
+    if (comptime !guard.enabled) return @call(.auto, function, arguments);
+    const left = guard.leave(loop_object);
+    defer left.comeBack(loop_object);
+    return @call(.auto, function, arguments);
 }
 
 fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
@@ -249,28 +290,42 @@ fn callWithArgs(self: *Fields, callback: *Object) ?*Object {
         const tuple = py.newRef(self.args[0] orelse py.none());
         defer py.decref(tuple);
         if (!py.isExact(tuple, &c.PyTuple_Type)) return py.returned(py.raise(c.PyExc_TypeError, "a handle's arguments have been replaced"));
-        return c.PyObject_Call(callback, tuple, null);
+        return callOutside(self.loop_object, c.PyObject_Call, .{ callback, tuple, null });
     }
     var stack: [args_inline_max + 1]?*Object = undefined;
     for (self.args[0..count], 1..) |arg, i| stack[i] = py.newRef(arg orelse py.none());
     defer for (stack[1..][0..count]) |arg| py.decref(arg.?);
-    return c.PyObject_Vectorcall(callback, stack[1..].ptr, count | py.arguments_offset, null);
+    return callOutside(self.loop_object, c.PyObject_Vectorcall, .{ callback, @as([*]const ?*Object, stack[1..].ptr), count | py.arguments_offset, null });
 }
 
 pub inline fn afterCall(object: *Object) void {
-    if (!of(object).lasting) finish(object);
+    if (of(object).lasting) return;
+    if (py.isUnique(object)) finish(object) else finishKept(object);
 }
 
 /// The handle will not run again: lets go of all it holds. Re-entrant: each field is empty before
 /// its reference goes.
 pub inline fn finish(object: *Object) void {
     const self = of(object);
+    letCallbackGo(self);
+    self.shares_context = false;
+    py.clear(&self.context);
+}
+
+inline fn letCallbackGo(self: *Fields) void {
     const held = self.held();
     self.args_count = 0;
     py.clear(&self.callback);
     for (held) |*arg| py.clear(arg);
-    self.shares_context = false;
-    py.clear(&self.context);
+}
+
+/// As `finish` for a handle that somebody keeps and may ask for its context. The caller holds a reference.
+fn finishKept(object: *Object) void {
+    const self = of(object);
+    letCallbackGo(self);
+    if (self.is_tracked) return;
+    const context = self.context orelse return;
+    if (!self.shares_context and (self.context_is_known or !contexts.isEmpty(self.loop().state, context))) track(object);
 }
 
 /// The loop's thread, around a run of the handle.
@@ -282,17 +337,13 @@ pub inline fn endRun(object: *Object) void {
     if (comptime exclusion.enabled) if (of(object).kind == .threadsafe) exclusion.end(&of(object).mark);
 }
 
-fn waitUntilRun(self: *Fields) void {
-    if (self.loop().isForeignThread()) exclusion.wait(&self.mark);
+fn waitUntilRun(self: *Fields) py.Error!void {
+    if (self.loop().isForeignThread()) try exclusion.wait(&self.mark);
 }
 
 fn cancel(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.cancelled) return py.newNone();
-    if (comptime config.gil_disabled) if (self.loop().isForeignThread()) {
-        @atomicStore(bool, &self.cancelled, true, .seq_cst);
-        return py.newNone();
-    };
     self.cancelled = true;
     if (self.loop().debug and self.repr == null) {
         // A callback that cannot be shown raises here, as in asyncio, and is cancelled all the same.
@@ -309,19 +360,12 @@ fn cancel(object: *Object) py.Error!*Object {
 }
 
 fn cancelThreadsafe(object: *Object) py.Error!*Object {
-    const self = of(object);
-    // Without a GIL the mark comes first: a run that begins now sees it, or is waited for.
-    if (comptime config.gil_disabled) {
-        const result = cancel(object);
-        waitUntilRun(self);
-        return result;
-    }
-    waitUntilRun(self);
+    try waitUntilRun(of(object));
     return cancel(object);
 }
 
 fn getCancelledThreadsafe(object: *Object) py.Error!*Object {
-    waitUntilRun(of(object));
+    try waitUntilRun(of(object));
     return getCancelled(object);
 }
 
@@ -331,13 +375,13 @@ fn letGo(object: *Object) void {
     const in_heap = self.kind == .timer and timerOf(object).timer.isSet();
     // The heap lets go before anything else can run.
     if (in_heap) self.loop().core.timers.remove(self.loop().core.gpa, &timerOf(object).timer);
-    finish(object);
+    finishKept(object);
     if (in_heap) py.decref(object);
 }
 
 fn dealloc(object: *Object) callconv(.c) void {
     const self = of(object);
-    if (tracked or self.lasting) c.PyObject_GC_UnTrack(object);
+    if (self.is_tracked) c.PyObject_GC_UnTrack(object);
     if (weakrefs(object) != null) c.PyObject_ClearWeakRefs(object);
     finish(object);
     py.clear(&self.source_traceback);
@@ -361,10 +405,10 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     try visitor.object(self.repr);
 }
 
-/// For the owner of a queue: what one of its handles holds. A handle that only the queue refers to
-/// is part of the queue's owner; one that others keep counts as theirs until it has run.
+/// For the owner of a queue: what one of its handles holds. An untracked handle that only the queue refers to
+/// is part of the queue's owner; one that others keep counts as theirs until it has run, or the loop stops.
 pub fn traverseQueued(object: *Object, visitor: py.Visitor) error{Stop}!void {
-    if (tracked or of(object).lasting) return visitor.object(object);
+    if (of(object).is_tracked) return visitor.object(object);
     if (!py.isUnique(object)) return;
     try visitor.object(@ptrCast(py.typeOf(object)));
     try traverseFields(object, visitor);
@@ -386,6 +430,12 @@ fn getCallback(object: *Object) py.Error!*Object {
     return orNone(of(object).callback);
 }
 
+/// A tool's, for one run.
+fn setCallback(object: *Object, value: ?*Object) py.Error!void {
+    const given = args_.given(value);
+    py.replace(&of(object).callback, if (given) |callback| py.newRef(callback) else null);
+}
+
 fn getArgs(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.callback == null) return py.newNone();
@@ -396,8 +446,12 @@ fn getArgs(object: *Object) py.Error!*Object {
 }
 
 fn getContext(object: *Object) py.Error!*Object {
-    try ownContext(of(object));
-    return orNone(of(object).context);
+    const self = of(object);
+    try ownContext(self);
+    self.context_is_known = true;
+    // A handle that still waits is shown by its queue's owner, and looked at again when it has run.
+    if (self.callback == null) track(object);
+    return orNone(self.context);
 }
 
 fn getLoop(object: *Object) py.Error!*Object {
@@ -457,7 +511,7 @@ const timer_methods = [_]c.PyMethodDef{
 };
 
 const shared_properties = [_]c.PyGetSetDef{
-    py.getter("_callback", getCallback),
+    py.property("_callback", getCallback, setCallback),
     py.getter("_args", getArgs),
     py.getter("_context", getContext),
     py.getter("_loop", getLoop),
@@ -473,13 +527,20 @@ const timer_properties = shared_properties ++ [_]c.PyGetSetDef{
     .{},
 };
 
+fn loopObjectOf(object: *Object) ?*Object {
+    return of(object).loop_object;
+}
+
+/// A handle that goes is in no queue: it only lets go of what it holds.
+const guarded: guard.Guard = .{ .loop_of = loopObjectOf, .open = &.{ "tp_dealloc", "tp_clear" } };
+
 fn specOf(
     comptime name: [:0]const u8,
     comptime size: usize,
     comptime method_table: []const c.PyMethodDef,
     comptime property_table: []const c.PyGetSetDef,
 ) c.PyType_Spec {
-    return heap_type.final(name, size, .{
+    return heap_type.final(name, size, guarded, .{
         .tp_dealloc = &dealloc,
         .tp_traverse = py.traverse(traverseFields),
         .tp_clear = &clearFields,

@@ -15,6 +15,7 @@
 const c = @import("c.zig");
 const config = @import("config");
 const py = @import("py.zig");
+const State = @import("state.zig").State;
 
 const Object = py.Object;
 
@@ -24,7 +25,8 @@ const map_offset = @sizeOf(c.PyObject) + @sizeOf(usize);
 const current_offset = switch (config.py_minor) {
     0...10 => 240,
     11 => 224,
-    else => 208,
+    12...14 => 208,
+    else => 232,
 };
 
 inline fn word(base: *const anyopaque, offset: usize) ?*anyopaque {
@@ -40,6 +42,27 @@ inline fn mapOf(context: *const anyopaque) ?*anyopaque {
 /// Null for a thread that has not used contexts yet.
 inline fn currentMap() ?*anyopaque {
     return mapOf(word(c.PyThreadState_Get(), current_offset) orelse return null);
+}
+
+/// Whether nothing is set in a context; false if that cannot be told.
+pub inline fn isEmpty(state: *const State, context: *Object) bool {
+    const empty_map = state.empty_context_map orelse return false;
+    return py.isExact(context, &c.PyContext_Type) and mapOf(context) == empty_map;
+}
+
+/// The map of all contexts without variables, where contexts can be looked into.
+pub fn emptyMap() py.Error!?*anyopaque {
+    const empty = try py.check(c.PyContext_New());
+    defer py.decref(empty);
+    const other = try py.check(c.PyContext_New());
+    defer py.decref(other);
+    return if (mapOf(empty) == mapOf(other)) mapOf(empty) else null;
+}
+
+/// The current context itself where it can be had, and a copy where not.
+pub inline fn current(state: *const State) py.Error!*Object {
+    if (state.shares_contexts) if (word(c.PyThreadState_Get(), current_offset)) |context| return py.newRef(@ptrCast(@alignCast(context)));
+    return py.check(c.PyContext_CopyCurrent());
 }
 
 pub const Shared = struct {

@@ -4,6 +4,7 @@
 
 const std = @import("std");
 const c = @import("c.zig");
+const guard = @import("guard.zig");
 const py = @import("py.zig");
 
 const Object = py.Object;
@@ -13,6 +14,7 @@ const message = "zloop was built for another layout of Python objects than this 
 pub fn check() py.Error!void {
     try checkBytes();
     try checkTuple();
+    if (comptime guard.enabled) if (!try guard.layoutIsKnown()) return py.raise(c.PyExc_ImportError, message);
     const handle = @import("handle.zig");
     try checkBase("asyncio", "TimerHandle", handle.base_size);
     try checkWeakrefs("asyncio", "TimerHandle", handle.weakrefs_offset);

@@ -4,10 +4,12 @@
 //! TLS with a SSLTransport on top; without the direct engine TLS takes asyncio's accept path.
 
 const std = @import("std");
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_fds = @import("loop_fds.zig");
 const loop_type = @import("loop_type.zig");
@@ -38,11 +40,15 @@ const Batch = struct {
     poll_count: u32 = 0,
     was_filled: bool = false,
 
+    /// Whether the poll before the last had something to accept, too.
+    fn isInARow(self: *const Batch, loop: *const LoopFields) bool {
+        return loop.core.poll_count -% self.poll_count == 1;
+    }
+
     fn begin(self: *Batch, loop: *const LoopFields, size_max: u32) void {
-        const in_a_row = loop.core.poll_count -% self.poll_count == 1;
         self.size = if (loop.core.event_count >= crowd_event_count)
             size_max
-        else if (in_a_row and self.was_filled)
+        else if (self.isInARow(loop) and self.was_filled)
             @min(2 * self.size, size_max)
         else
             1;
@@ -62,12 +68,15 @@ const Fields = struct {
     server: ?*Object,
     /// The arguments of `_start_serving`, to begin again after a pause.
     serving_args: ?*Object,
+    /// Each connection begins in a copy of it. Nothing is run in it.
     context: ?*Object,
     backlog: u32,
     batch: Batch,
     /// The listener's own address if every connection shares it: not a wildcard.
     own_name: ?core.sys.Address,
     is_tcp: bool,
+    /// Every connection in the kernel's queue came after the listener got TCP_NODELAY, and has it from there.
+    inherits_no_delay: bool,
 
     fn ofSource(source: *Source) *Fields {
         return @alignCast(@fieldParentPtr("source", source));
@@ -76,13 +85,17 @@ const Fields = struct {
 
 const Layout = py.Layout(Fields, @sizeOf(c.PyObject));
 
-/// `_start_serving(protocol_factory, sock, sslcontext, server, backlog, …timeouts)`.
-pub fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
+const parameters = [_][:0]const u8{
+    "protocol_factory", "sock", "sslcontext", "server", "backlog", "ssl_handshake_timeout", "ssl_shutdown_timeout",
+} ++ if (config.py_minor >= 15) [_][:0]const u8{"context"} else [_][:0]const u8{};
+const signature = "_start_serving($self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, ssl_handshake_timeout=None, ssl_shutdown_timeout=None" ++
+    (if (config.py_minor >= 15) ", context=None" else "") ++ ")\n--\n\nAccepts connections on a listening socket.";
+pub const method = py.Method.keywords("_start_serving", startServing, signature);
+
+fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
-    try loop.checkClosed();
-    const slots_given = try args.parse("_start_serving", &.{
-        "protocol_factory", "sock", "sslcontext", "server", "backlog", "ssl_handshake_timeout", "ssl_shutdown_timeout",
-    }, .{ .required = 2 }, argv, names);
+    try loop.checkUsable();
+    const slots_given = try args.parse("_start_serving", &parameters, .{ .required = 2 }, argv, names);
     const sock = slots_given[1].?;
     const fd = try loop_fds.descriptor(sock);
     const backlog = if (args.given(slots_given[4])) |given| c.PyLong_AsLong(given) else 100;
@@ -105,15 +118,19 @@ pub fn startServing(object: *Object, argv: []const *Object, names: ?*Object) py.
         .batch = .{},
         .own_name = null,
         .is_tcp = false,
+        .inherits_no_delay = false,
     };
-    self.context = try py.check(c.PyContext_CopyCurrent());
+    self.batch.poll_count = loop.core.poll_count;
+    const context_given = if (config.py_minor >= 15) args.given(slots_given[7]) else null;
+    if (context_given) |context| try py.checkContext(context);
+    self.context = if (context_given) |context| py.newRef(context) else try py.check(c.PyContext_CopyCurrent());
     self.serving_args = try servingArgs(&slots_given);
     var own: core.sys.Address = undefined;
     if (core.sys.localAddress(fd, &own) == null) {
         self.is_tcp = own.family() == std.c.AF.INET or own.family() == std.c.AF.INET6;
         if (!isWildcard(&own)) self.own_name = own;
     }
-    // Connections inherit the option from their listener on Linux: one call instead of one each.
+    // Connections that come from now on inherit the option on Linux: one call instead of one each.
     if (self.is_tcp) core.sys.setNoDelay(fd);
     try self.source.arm(loop, .{ .read = true });
     return py.newNone();
@@ -136,20 +153,20 @@ fn isWildcard(own: *const core.sys.Address) bool {
 
 fn ready(source: *Source, _: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
-    return py.inContext(self.context.?, acceptBatch, .{self});
-}
-
-fn acceptBatch(self: *Fields) py.Error!void {
     if (!try stillOwns(self)) return;
+    // A poll in between that had nothing to accept found the queue empty, unless it had no room for the listener.
+    const is_crowd = self.loop.core.event_count >= crowd_event_count;
+    if (!self.batch.isInARow(self.loop) and !is_crowd) self.inherits_no_delay = true;
     self.batch.begin(self.loop, self.backlog);
     for (0..self.batch.size) |_| {
         // A protocol factory or connection_made can close the server.
         if (self.source.watch.armed.isNone()) return;
         var peer: core.sys.Address = undefined;
         switch (core.sys.accept(self.source.watch.fd, &peer)) {
-            .done => |fd| try accepted(self, @intCast(fd), &peer),
+            .done => |fd| try take(self, @intCast(fd), &peer),
             .would_block => {
                 self.batch.was_filled = false;
+                self.inherits_no_delay = true;
                 return;
             },
             .failed => |code| switch (code) {
@@ -186,13 +203,30 @@ fn acceptFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
     raise.errno(code) catch {};
     const exception = py.takeException();
     defer py.decref(exception);
+    const context = try py.check(c.PyContext_Copy(self.context.?));
+    defer py.decref(context);
+    return py.inContext(context, reportFailure, .{ self, exception, out_of_resources });
+}
+
+fn reportFailure(self: *Fields, exception: *Object, out_of_resources: bool) py.Error!void {
     py.decref(try py.callMethod(self.loop.object(), self.loop.state.name(._accept_failed), .{
         exception, self.serving_args.?, py.boolBorrowed(out_of_resources),
     }));
 }
 
-fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
-    const result = if (self.ssl == null) acceptPlain(self, fd, peer) else acceptTls(self, fd, peer);
+/// Owns `fd`, as the functions below do.
+fn take(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+    const context = c.PyContext_Copy(self.context.?) orelse {
+        core.sys.close(fd);
+        return error.Python;
+    };
+    defer py.decref(context);
+    return py.inContext(context, accepted, .{ self, fd, peer, context });
+}
+
+/// Runs in `context`, the connection's own: what the protocol factory sets in it is for this connection alone.
+fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address, context: *Object) py.Error!void {
+    const result = if (self.ssl == null) acceptPlain(self, fd, peer, context) else acceptTls(self, fd, peer, context);
     result catch {
         if (py.isExit()) return error.Python;
         const exception = py.takeException();
@@ -203,16 +237,22 @@ fn accepted(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.
     };
 }
 
-fn acceptPlain(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+fn acceptPlain(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address, context: *Object) py.Error!void {
     const made = transport: {
         errdefer core.sys.close(fd);
-        if (self.is_tcp and !core.sys.is_linux) core.sys.setNoDelay(fd);
+        setNoDelay(self, fd);
         const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
         defer py.decref(protocol);
-        break :transport try stream.create(self.loop, protocol, .{ .fd = fd, .context = self.context, .server = self.server });
+        break :transport try stream.create(self.loop, protocol, .{ .fd = fd, .context = context, .server = self.server });
     };
     defer py.decref(made);
     try startAccepted(self, made, peer);
+}
+
+/// A connection that waited in the queue before its listener got the option lacks it.
+fn setNoDelay(self: *const Fields, fd: core.sys.fd_t) void {
+    const inherits = self.inherits_no_delay and @import("builtin").os.tag == .linux;
+    if (self.is_tcp and !inherits) core.sys.setNoDelay(fd);
 }
 
 fn startAccepted(self: *Fields, made: *Object, peer: *const core.sys.Address) py.Error!void {
@@ -226,7 +266,7 @@ fn startAccepted(self: *Fields, made: *Object, peer: *const core.sys.Address) py
 
 /// A SSLTransport over a StreamTransport, without socket object, task or future; null if the direct
 /// engine cannot serve the context.
-fn makeDirect(self: *Fields, fd: core.sys.fd_t) py.Error!?*Object {
+fn makeDirect(self: *Fields, fd: core.sys.fd_t, context: *Object) py.Error!?*Object {
     const state = self.loop.state;
     const handshake_timeout = timeoutGiven(self, 5);
     const shutdown_timeout = timeoutGiven(self, 6);
@@ -251,19 +291,19 @@ fn makeDirect(self: *Fields, fd: core.sys.fd_t) py.Error!?*Object {
     const protocol = try py.check(c.PyObject_CallNoArgs(self.protocol_factory.?));
     defer py.decref(protocol);
     try tls.setProtocolFields(tls.of(upper), protocol);
-    if (self.is_tcp and !core.sys.is_linux) core.sys.setNoDelay(fd);
-    return try stream.create(self.loop, upper, .{ .fd = fd, .context = self.context, .server = self.server });
+    setNoDelay(self, fd);
+    return try stream.create(self.loop, upper, .{ .fd = fd, .context = context, .server = self.server });
 }
 
 fn timeoutGiven(self: *Fields, index: usize) ?*Object {
     return args.given(py.tupleItemBorrowed(self.serving_args.?, index));
 }
 
-fn acceptTls(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py.Error!void {
+fn acceptTls(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address, context: *Object) py.Error!void {
     if (self.loop.tls_native) {
         const direct = made: {
             errdefer core.sys.close(fd);
-            break :made try makeDirect(self, fd);
+            break :made try makeDirect(self, fd, context);
         };
         if (direct) |made| {
             defer py.decref(made);
@@ -276,15 +316,18 @@ fn acceptTls(self: *Fields, fd: core.sys.fd_t, peer: *const core.sys.Address) py
         return err;
     };
     defer py.decref(number);
-    const result = py.callMethod(self.loop.object(), self.loop.state.name(._accept_tls), .{ number, self.serving_args.? }) catch |err| return err;
-    py.decref(result);
+    py.decref(try py.callMethod(self.loop.object(), self.loop.state.name(._accept_tls), .{ number, self.serving_args.?, context }));
 }
 
 fn unusedStep(_: *Source) py.Error!void {
     unreachable;
 }
 
-const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .is_transport = false };
+fn contextsOf(source: *Source) [2]?*Object {
+    return .{ Fields.ofSource(source).context, null };
+}
+
+const vtable: Source.VTable = .{ .ready = ready, .step = unusedStep, .contexts = contextsOf, .is_transport = false };
 
 const references = .{ "protocol_factory", "sock", "ssl", "server", "serving_args", "context" };
 
@@ -309,7 +352,7 @@ fn clearFields(object: *Object) callconv(.c) c_int {
     return 0;
 }
 
-pub const spec = heap_type.final("zloop._engine.Listener", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.Listener", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_traverse = py.traverse(traverseFields),
     .tp_clear = &clearFields,

@@ -1,6 +1,7 @@
 //! add_reader, add_writer and their kin, public and internal.
 
 const std = @import("std");
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
@@ -54,12 +55,17 @@ pub fn ensureNoTransport(loop: *LoopFields, given: *Object) py.Error!core.sys.fd
     return py.raiseFormat(c.PyExc_RuntimeError, "File descriptor %R is used by transport %R", .{ given, transport });
 }
 
+/// Of the private pair only, as in asyncio.
+const takes_context = config.py_minor >= 15;
+const context_parameter = if (takes_context) ", context=None" else "";
+
 fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type {
     return struct {
         fn public(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
             const loop = loop_type.of(object);
             const parsed = try args.Callback.parse(name, "fd", argv, names, loop.state.name(.context));
             const fd = try ensureNoTransport(loop, parsed.leading.?);
+            if (parsed.context != null) return unexpectedContext();
             py.decref(try register(loop, fd, parsed));
             return py.newNone();
         }
@@ -67,14 +73,16 @@ fn Add(comptime name: [:0]const u8, comptime direction: fd_watch.Direction) type
         fn internal(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
             const loop = loop_type.of(object);
             const parsed = try args.Callback.parse("_" ++ name, "fd", argv, names, loop.state.name(.context));
+            if (!takes_context and parsed.context != null) return unexpectedContext();
             return register(loop, try descriptor(parsed.leading.?), parsed);
         }
 
+        fn unexpectedContext() py.Error {
+            return py.raise(c.PyExc_TypeError, name ++ "() got an unexpected keyword argument 'context'");
+        }
+
         fn register(loop: *LoopFields, fd: core.sys.fd_t, parsed: args.Callback) py.Error!*Object {
-            try loop.checkClosed();
-            if (parsed.context != null) {
-                return py.raise(c.PyExc_TypeError, name ++ "() got an unexpected keyword argument 'context'");
-            }
+            try loop.checkUsable();
             const scheduled = try handle.create(loop, .soon, parsed);
             errdefer py.decref(scheduled);
             try handle.makeLasting(scheduled);
@@ -147,8 +155,8 @@ pub const methods = [_]c.PyMethodDef{
     py.Method.keywords("add_writer", AddWriter.public, "add_writer($self, fd, callback, *args)\n--\n\nasyncio.loop.add_writer()."),
     py.Method.oneArg("remove_reader", RemoveReader.public, "remove_reader($self, fd)\n--\n\nasyncio.loop.remove_reader()."),
     py.Method.oneArg("remove_writer", RemoveWriter.public, "remove_writer($self, fd)\n--\n\nasyncio.loop.remove_writer()."),
-    py.Method.keywords("_add_reader", AddReader.internal, "_add_reader($self, fd, callback, *args)\n--\n\nadd_reader without the transport check; gives the handle."),
-    py.Method.keywords("_add_writer", AddWriter.internal, "_add_writer($self, fd, callback, *args)\n--\n\nadd_writer without the transport check; gives the handle."),
+    py.Method.keywords("_add_reader", AddReader.internal, "_add_reader($self, fd, callback, *args" ++ context_parameter ++ ")\n--\n\nadd_reader without the transport check; gives the handle."),
+    py.Method.keywords("_add_writer", AddWriter.internal, "_add_writer($self, fd, callback, *args" ++ context_parameter ++ ")\n--\n\nadd_writer without the transport check; gives the handle."),
     py.Method.oneArg("_remove_reader", RemoveReader.internal, "_remove_reader($self, fd)\n--\n\nWhether there was a reader."),
     py.Method.oneArg("_remove_writer", RemoveWriter.internal, "_remove_writer($self, fd)\n--\n\nWhether there was a writer."),
     py.Method.oneArg("_ensure_fd_no_transport", ensureNoTransportMethod, "_ensure_fd_no_transport($self, fd)\n--\n\nRaises RuntimeError if a transport owns the descriptor."),

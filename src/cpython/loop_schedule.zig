@@ -33,9 +33,7 @@ inline fn callNextTurn(object: *Object, argv: []const *Object, names: ?*Object, 
     errdefer py.decref(scheduled);
     if (loop.debug) try recordSource(loop, scheduled);
     py.incref(scheduled);
-    // Without a GIL a program's mistake, call_soon() from the wrong thread, would break the queue: it takes the safe way.
-    const safely = comptime how.any_thread or config.gil_disabled;
-    const posted = if (safely) postFromAnyThread(loop, scheduled) else loop.core.post(.ofHandle(scheduled));
+    const posted = if (how.any_thread) postFromAnyThread(loop, scheduled) else loop.core.post(.ofHandle(scheduled));
     posted catch |err| {
         py.decref(scheduled);
         return raise.fromCore(err);
@@ -43,14 +41,10 @@ inline fn callNextTurn(object: *Object, argv: []const *Object, names: ?*Object, 
     return scheduled;
 }
 
-/// With a GIL whoever holds it may touch the queue, which the loop leaves alone while it waits.
-/// Without one other threads hand over by way of the inbox.
+/// With a GIL whoever holds it may touch the queue, which the loop leaves alone while it waits. Without one it is handed
+/// over by way of the inbox, for which nobody has to be inside the loop's section.
 inline fn postFromAnyThread(loop: *LoopFields, scheduled: *Object) core.PushError!void {
-    if (comptime config.gil_disabled) {
-        const own_thread = loop.thread_id != 0 and loop.thread_id == c.PyThread_get_thread_ident();
-        if (!own_thread) return loop.core.postThreadsafe(.ofHandle(scheduled));
-        return loop.core.post(.ofHandle(scheduled));
-    }
+    if (comptime config.gil_disabled) return loop.core.postThreadsafe(.ofHandle(scheduled));
     try loop.core.post(.ofHandle(scheduled));
     loop.core.wake();
 }
@@ -60,7 +54,7 @@ fn callLater(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*
     const parsed = try args.Callback.parse("call_later", "delay", argv, names, loop.state.name(.context));
     const delay = parsed.leading.?;
     if (delay == py.none()) return py.raise(c.PyExc_TypeError, "delay must not be None");
-    if (loop.clock.isOverridden()) return callAfter(loop, parsed, delay);
+    if (loop_time.isOverridden(loop)) return callAfter(loop, parsed, delay);
     const seconds = c.PyFloat_AsDouble(delay);
     if (seconds == -1 and c.PyErr_Occurred() != null) return error.Python;
     const when = core.clock.toSeconds(core.clock.nowNs()) + seconds;
@@ -88,7 +82,6 @@ fn callAt(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Obj
 
 fn schedule(loop: *LoopFields, parsed: args.Callback, when: f64, when_object: ?*Object) py.Error!*Object {
     try loop.checkClosed();
-    if (comptime config.gil_disabled) if (loop.isForeignThread()) return wrongThread();
     // asyncio's call_later checks by way of call_at, and names that one.
     if (loop.debug) try checkCall(loop, parsed.callback, "call_at", true);
     const scheduled = try handle.create(loop, .timer, parsed);

@@ -40,7 +40,7 @@ fn wait(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, op: Operation) py.E
     var held = op;
     {
         errdefer held.release();
-        try loop.checkClosed();
+        try loop.checkUsable();
         try ensureFree(loop, fd);
     }
     return sock_wait.create(loop, sock, fd, held);

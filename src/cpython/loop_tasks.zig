@@ -6,6 +6,7 @@
 
 const c = @import("c.zig");
 const config = @import("config");
+const guard = @import("guard.zig");
 const py = @import("py.zig");
 const loop_type = @import("loop_type.zig");
 const State = @import("state.zig").State;
@@ -69,14 +70,27 @@ fn createFuture(object: *Object) py.Error!*Object {
     return newFuture(loop_type.of(object));
 }
 
+/// create_task() takes no section: an eager task runs in it.
+inline fn takeFactory(loop: *LoopFields) ?*Object {
+    if (comptime !guard.enabled) return py.newRef(loop.task_factory orelse return null);
+    var section: guard.Section = .{};
+    section.enter(loop.object());
+    defer section.exit();
+    return py.newRef(loop.task_factory orelse return null);
+}
+
 fn createTask(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
     const loop = loop_type.of(object);
     const keyword_count = if (names) |n| py.tupleSize(n) else 0;
     if (argv.len != 1 + keyword_count or keyword_count > keyword_count_max) return inherited(loop, argv, names);
     const coroutine_only = areDefaults(loop.state, argv[1..], names);
     const factory_may_get_keywords = config.py_minor >= 14 and keyword_count > 0;
-    if (loop.task_factory != null and coroutine_only and !factory_may_get_keywords) return byFactory(loop, argv[0]);
-    if (loop.task_factory != null or loop.debug) return inherited(loop, argv, names);
+    const is_known = !loop.patched.create_task;
+    if (is_known) if (takeFactory(loop)) |factory| {
+        defer py.decref(factory);
+        return if (coroutine_only and !factory_may_get_keywords) byFactory(loop, factory, argv[0]) else inherited(loop, argv, names);
+    };
+    if (loop.debug or !is_known) return inherited(loop, argv, names);
     try loop.checkClosed();
     const state = loop.state;
     const class = try classOf(state.tasks_module, state.name(.Task));
@@ -113,10 +127,10 @@ fn areDefaults(state: *State, values: []const *Object, names: ?*Object) bool {
 
 /// What the inherited method does with a coroutine and nothing else. Since 3.14 factories get the keywords as
 /// they are, so there the inherited one is asked as soon as there are any.
-fn byFactory(loop: *LoopFields, coroutine: *Object) py.Error!*Object {
+fn byFactory(loop: *LoopFields, factory: *Object, coroutine: *Object) py.Error!*Object {
     try loop.checkClosed();
     const state = loop.state;
-    const task = try callFactory(loop, coroutine);
+    const task = try callFactory(loop, factory, coroutine);
     errdefer py.decref(task);
     // 3.13 gives the name in any case, earlier ones only if there is one.
     if (comptime config.py_minor == 13) {
@@ -126,14 +140,12 @@ fn byFactory(loop: *LoopFields, coroutine: *Object) py.Error!*Object {
     return task;
 }
 
-fn callFactory(loop: *LoopFields, coroutine: *Object) py.Error!*Object {
+fn callFactory(loop: *LoopFields, factory: *Object, coroutine: *Object) py.Error!*Object {
     const state = loop.state;
     // asyncio's own is a function in Python that does this.
-    if (loop.task_factory == state.eager_task_factory) if (try Keywords.get(loop, .eager)) |keywords| {
+    if (factory == state.eager_task_factory) if (try Keywords.get(loop, .eager)) |keywords| {
         return makeTask(state, coroutine, keywords);
     };
-    const factory = py.newRef(loop.task_factory.?);
-    defer py.decref(factory);
     const stack = [_]?*Object{ null, loop.object(), coroutine };
     return py.check(c.PyObject_Vectorcall(factory, stack[1..].ptr, 2 | py.arguments_offset, null));
 }
@@ -156,7 +168,10 @@ fn inherited(loop: *LoopFields, argv: []const *Object, names: ?*Object) py.Error
     stack[0] = loop.object();
     for (argv, stack[1..]) |arg, *place| place.* = arg;
     const keyword_count = if (names) |n| py.tupleSize(n) else 0;
-    return py.check(c.PyObject_Vectorcall(loop.state.inherited_create_task, stack.ptr, stack.len - keyword_count, names));
+    const state = loop.state;
+    const function = try py.getAttr(state.selector_loop_class, state.name(.create_task));
+    defer py.decref(function);
+    return py.check(c.PyObject_Vectorcall(function, stack.ptr, stack.len - keyword_count, names));
 }
 
 fn getTaskFactory(object: *Object) py.Error!*Object {

@@ -8,6 +8,7 @@ const builtin = @import("builtin");
 const c = @import("c.zig");
 const config = @import("config");
 const py = @import("py.zig");
+const loop_time = @import("loop_time.zig");
 const handle_exclusion = @import("handle_exclusion.zig");
 const layout = @import("layout.zig");
 const state_ = @import("state.zig");
@@ -19,7 +20,11 @@ const Object = py.Object;
 pub const zloop_backend: @import("core").sys.Backend = config.backend;
 
 fn makeType(module: *Object, spec: *const c.PyType_Spec, base: ?*Object) py.Error!*c.PyTypeObject {
-    return @ptrCast(try py.check(c.PyType_FromModuleAndSpec(module, spec, base)));
+    const made = try py.check(c.PyType_FromModuleAndSpec(module, spec, base));
+    // Every object counts a reference to its type: without a GIL all threads would, in one word. A type lives as long
+    // as the module anyway.
+    if (comptime config.gil_disabled) py.makeImmortal(made);
+    return @ptrCast(made);
 }
 
 fn asyncioClasses(asyncio: *Object, comptime names: anytype) py.Error!*Object {
@@ -83,6 +88,7 @@ fn setUp(module: *Object) py.Error!void {
     try expose(module, "DatagramTransport", state.datagram_transport_type);
     try expose(module, "SocketWaiter", state.socket_waiter_type);
 
+    try py.checkInt(c.PyModule_AddObjectRef(module, "shares_contexts", py.boolBorrowed(state.shares_contexts)));
     try py.checkInt(c.PyModule_AddStringConstant(module, "version", config.zloop_version ++ ""));
     try py.checkInt(c.PyModule_AddStringConstant(module, "build_mode", @tagName(builtin.mode)));
     const backend = switch (config.backend) {
@@ -119,6 +125,7 @@ fn moduleClear(module: *Object) callconv(.c) c_int {
             py.clear(reference);
         }
     };
+    loop_time.unwatchModule(.of(module));
     State.of(module).each({}, Clear.one) catch unreachable;
     return 0;
 }

@@ -15,6 +15,7 @@ const std = @import("std");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const args = @import("args.zig");
 const loop_type = @import("loop_type.zig");
@@ -36,8 +37,11 @@ pub const Fields = struct {
     /// A strong reference to the loop's object, kept to the end: the finalizer needs it.
     loop: *LoopFields,
     protocol: ?*Object,
-    /// Protocol methods run in it. Replaced by the context of the caller that ends the connection.
+    /// Protocol methods run in it, see `transport.zig`. Replaced by a copy of the caller's context when reading is
+    /// resumed and when the connection is ended.
     context: ?*Object,
+    /// As a stream's.
+    writer_context: ?*Object = null,
     /// The file object that owns the descriptor; null once it has been closed.
     pipe: ?*Object,
     extra: ?*Object,
@@ -75,6 +79,8 @@ pub const Fields = struct {
     dict: ?*Object = null,
     weakrefs: ?*Object = null,
 
+    pub const has_one_context = false;
+
     pub inline fn object(self: *const Fields) *Object {
         return self.source.object;
     }
@@ -91,7 +97,7 @@ pub const Fields = struct {
 pub const Layout = py.Layout(Fields, base_size);
 pub const of = Layout.of;
 
-const references = .{ "protocol", "context", "pipe", "extra", "waiter", "lost_exception", "dict" };
+const references = .{ "protocol", "context", "writer_context", "pipe", "extra", "waiter", "lost_exception", "dict" };
 
 pub const Arguments = struct {
     pipe: *Object,
@@ -123,7 +129,7 @@ pub const Arguments = struct {
 
 /// A transport whose first step is queued. It owns `arguments.pipe` as soon as it is returned.
 pub fn create(loop: *LoopFields, t: *c.PyTypeObject, vtable: *const Source.VTable, arguments: Arguments) py.Error!*Object {
-    try loop.checkClosed();
+    try loop.checkUsable();
     const context = try py.check(c.PyContext_CopyCurrent());
     const made = c.PyType_GenericAlloc(t, 0) orelse {
         py.decref(context);
@@ -155,7 +161,7 @@ pub fn create(loop: *LoopFields, t: *c.PyTypeObject, vtable: *const Source.VTabl
 
 /// Arms the watch, under a number of our own if the pipe's is taken.
 pub fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
-    try self.loop.checkClosed();
+    try self.loop.checkUsable();
     const watch = &self.source.watch;
     // Whoever watches a duplicate's number has closed a descriptor of that number, and is put out.
     const may_be_shared = watch.armed.isNone() and !self.is_duplicate;
@@ -168,6 +174,11 @@ pub fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
         self.is_duplicate = true;
     }
     try self.source.arm(self.loop, interest);
+}
+
+pub fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
 }
 
 /// connection_made, then the watch, then the waiter: asyncio's order.
@@ -214,7 +225,7 @@ pub fn queueLost(self: *Fields, exception: ?*Object) py.Error!void {
     // No turn will come any more.
     if (self.loop.closed) return release(self);
     py.replace(&self.lost_exception, if (exception) |e| py.newRef(e) else null);
-    if (!self.handling) py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
+    if (!self.handling) try transport.takeCallersContext(self);
     try transport.queueStep(self);
 }
 
@@ -232,12 +243,14 @@ pub fn connectionLost(self: *Fields) py.Error!void {
     const pipe = self.pipe;
     if (pipe) |held| py.incref(held);
     defer py.xdecref(pipe);
+    const context = py.newRef(self.context.?);
+    defer py.decref(context);
     const called = if (protocol) |p| transport.callReported(self, p, .connection_lost, .{exception}) else {};
     const left: py.Saved = .save();
     release(self) catch {
         // One of the two exceptions can leave; the earlier one is the cause of more.
         if (py.isExit() and left.kind == null) return error.Python;
-        try transport.methodFailed(self, pipe.?, .close, .{});
+        try transport.methodFailed(self, context, pipe.?, .close, .{});
     };
     left.restore();
     return called;
@@ -377,7 +390,7 @@ pub fn spec(
     comptime method_table: []const c.PyMethodDef,
     comptime property_table: []const c.PyGetSetDef,
 ) c.PyType_Spec {
-    return heap_type.final(name, Layout.size, .{
+    return heap_type.final(name, Layout.size, guard.byLoop(Layout), .{
         .tp_dealloc = &dealloc,
         .tp_finalize = &finalize,
         .tp_traverse = py.traverse(traverseFields),

@@ -20,7 +20,7 @@ const Fields = pipe.Fields;
 
 const fatal_message = "Fatal read error on pipe transport";
 
-const vtable: Source.VTable = .{ .ready = ready, .step = step, .is_transport = true };
+const vtable: Source.VTable = .{ .ready = ready, .step = step, .contexts = pipe.contextsOf, .wanted = wanted, .is_transport = true };
 
 /// `Loop._read_pipe`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
@@ -39,13 +39,18 @@ fn interest(_: *const Fields) core.reactor.Interest {
     return .{ .read = true };
 }
 
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    return .{ .read = self.started and isReading(self) };
+}
+
 fn step(source: *Source) py.Error!void {
     const self: *Fields = .ofSource(source);
     if (!self.started) return pipe.start(self, interest, fatal_message);
     if (self.eof_pending) {
         self.eof_pending = false;
         if (self.protocol) |protocol| {
-            transport.callReported(self, protocol, .eof_received, .{}) catch |err| {
+            transport.callReportedInCopy(self, protocol, .eof_received, .{}) catch |err| {
                 // The end is still to come when the loop runs again.
                 const saved: py.Saved = .save();
                 transport.queueStep(self) catch c.PyErr_WriteUnraisable(self.object());
@@ -70,10 +75,7 @@ fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
         .none => |outcome| switch (outcome) {
             .would_block => {},
             .done => try endOfFile(self),
-            .failed => |code| {
-                raise.errno(code) catch {};
-                try fatalPending(self, code);
-            },
+            .failed => |code| try py.inContext(self.context.?, readFailed, .{ self, code }),
         },
     }
 }
@@ -81,9 +83,11 @@ fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
 fn deliver(self: *Fields, data: *Object) py.Error!void {
     const protocol = py.newRef(self.protocol.?);
     defer py.decref(protocol);
-    py.inContext(self.context.?, received, .{ self, protocol, data }) catch |err| {
+    const context = py.newRef(self.context.?);
+    defer py.decref(context);
+    py.inContext(context, received, .{ self, protocol, data }) catch |err| {
         if (py.isExit()) return err;
-        try transport.methodFailed(self, protocol, .data_received, .{data});
+        try transport.methodFailed(self, context, protocol, .data_received, .{data});
     };
 }
 
@@ -101,7 +105,8 @@ fn endOfFile(self: *Fields) py.Error!void {
 }
 
 /// A terminal whose other side has gone fails with EIO: routine. Other errors are reported.
-fn fatalPending(self: *Fields, code: core.sys.Errno) py.Error!void {
+fn readFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
+    raise.errno(code) catch {};
     const exception = py.takeException();
     defer py.decref(exception);
     if (code == .IO) {
@@ -129,7 +134,10 @@ fn resumeReading(object: *Object) py.Error!*Object {
     const self = pipe.of(object);
     if (self.closing or !self.paused) return py.newNone();
     self.paused = false;
-    if (self.started) try pipe.arm(self, .{ .read = true });
+    if (self.started) {
+        try transport.takeCallersContext(self);
+        try pipe.arm(self, .{ .read = true });
+    }
     try debug.log(self.loop, "%r resumes reading", object);
     return py.newNone();
 }

@@ -22,7 +22,7 @@ const gpa = loop_type.gpa;
 
 const fatal_message = "Fatal write error on pipe transport";
 
-const vtable: Source.VTable = .{ .ready = ready, .step = step, .is_transport = true };
+const vtable: Source.VTable = .{ .ready = ready, .step = step, .contexts = pipe.contextsOf, .wanted = wanted, .is_transport = true };
 
 /// `Loop._write_pipe`.
 pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Object {
@@ -34,6 +34,12 @@ fn interest(self: *const Fields) core.reactor.Interest {
     return .{ .read = self.watches_peer };
 }
 
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    if (self.lost) return .none;
+    return .{ .read = self.started and self.watches_peer, .write = !self.queue.isEmpty() };
+}
+
 fn step(source: *Source) py.Error!void {
     const self: *Fields = .ofSource(source);
     if (!self.started) return pipe.start(self, interest, fatal_message);
@@ -42,10 +48,8 @@ fn step(source: *Source) py.Error!void {
 
 fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
-    self.handling = true;
-    defer self.handling = false;
-    if (readiness.read and source.watch.armed.read) try peerClosed(self);
-    if (readiness.write and source.watch.armed.write) try writeQueued(self);
+    if (readiness.read and source.watch.armed.read) try py.inContext(self.context.?, peerClosed, .{self});
+    if (readiness.write and source.watch.armed.write) try roomAgain(self);
 }
 
 fn peerClosed(self: *Fields) py.Error!void {
@@ -82,7 +86,7 @@ fn write(object: *Object, data: *Object) py.Error!*Object {
         },
     };
     if (sent == content.len) return py.newNone();
-    try pipe.arm(self, .{ .read = self.source.watch.armed.read, .write = true });
+    try transport.armWrite(self, null, pipe.arm);
     self.queue.push(&self.loop.write_pool, gpa, content[sent..], .{ .object = py.newRef(bytes) }) catch return py.noMemory();
     try transport.maybePause(self);
     return py.newNone();
@@ -102,6 +106,22 @@ fn stillOwns(self: *Fields) py.Error!bool {
 }
 
 /// The kernel has room again.
+fn roomAgain(self: *Fields) py.Error!void {
+    const context = py.newRef(transport.writerContext(self));
+    defer py.decref(context);
+    const written = py.inContext(context, writeQueued, .{self});
+    if (!self.closing or self.lost or !self.queue.isEmpty()) return written;
+    self.source.disarm(self.loop, .none);
+    const left: ?py.Saved = if (written) |_| null else |_| .save();
+    py.replace(&self.context, py.newRef(context));
+    const lost = pipe.connectionLost(self);
+    const saved = left orelse return lost;
+    // Two exceptions that leave the loop: the first is the cause of more.
+    lost catch c.PyErr_WriteUnraisable(self.object());
+    saved.restore();
+    return error.Python;
+}
+
 fn writeQueued(self: *Fields) py.Error!void {
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.write, core.sys.writev)) {
         .failed => |code| return writeFailed(self, code),
@@ -109,18 +129,9 @@ fn writeQueued(self: *Fields) py.Error!void {
     }
     if (!self.queue.isEmpty()) return;
     self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
+    py.clear(&self.writer_context);
     // The protocol may write more.
-    const resumed = transport.maybeResume(self);
-    if (self.closing and !self.lost) {
-        self.source.disarm(self.loop, .none);
-        const left: py.Saved = .save();
-        pipe.connectionLost(self) catch |err| {
-            left.restore();
-            return err;
-        };
-        left.restore();
-    }
-    return resumed;
+    try transport.maybeResume(self);
 }
 
 /// An OSError is the peer's business and logged in debug mode only.

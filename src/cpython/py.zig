@@ -82,10 +82,29 @@ pub inline fn isUnique(object: *Object) bool {
     return object.ob_refcnt == 1;
 }
 
+/// How many references there are. Of an object that other threads use it can be out of date at once.
+pub inline fn refcount(object: *Object) usize {
+    if (comptime config.gil_disabled) {
+        // The owner's references, and those of other threads above two bits of flags.
+        const local: isize = @atomicLoad(u32, &object.ob_ref_local, .monotonic);
+        const shared = @atomicLoad(isize, &object.ob_ref_shared, .monotonic) >> 2;
+        return @intCast(@max(local + shared, 0));
+    }
+    if (comptime has_immortals) return @as(u32, @bitCast(refcount32(object).*));
+    return @intCast(object.ob_refcnt);
+}
+
 /// A recycled object comes back to life with one reference.
 pub inline fn revive(object: *Object) void {
     comptime std.debug.assert(inline_refcounts);
     object.ob_refcnt = 1;
+}
+
+/// The object is never freed, and nobody counts references to it any more.
+pub fn makeImmortal(object: *Object) void {
+    comptime std.debug.assert(config.gil_disabled);
+    object.ob_ref_local = std.math.maxInt(u32);
+    object.ob_ref_shared = 0;
 }
 
 /// Objects can be kept on a free list only where one thread at a time frees them and nobody counts.
@@ -222,6 +241,11 @@ pub const Saved = struct {
         c.PyErr_Restore(saved.kind, saved.value, saved.traceback);
     }
 };
+
+pub fn checkContext(given: *Object) Error!void {
+    if (isExact(given, &c.PyContext_Type)) return;
+    return raiseFormat(c.PyExc_TypeError, "a contextvars.Context was expected, got %R", .{given});
+}
 
 /// Calls `function` with `context` entered. An exception that it raises stays set.
 pub inline fn inContext(given: *Object, comptime function: anytype, arguments: anytype) Error!void {

@@ -15,6 +15,7 @@ const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
 const fd_watch = @import("fd_watch.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const raise = @import("raise.zig");
@@ -189,7 +190,7 @@ fn wake(self: *Fields) py.Error!void {
     if (py.isExit()) return error.Python;
     const given = try py.newTuple(.{object});
     defer py.decref(given);
-    try self.loop.methodFailed(callback, given);
+    try self.loop.methodFailed(callback, given, context orelse py.none());
 }
 
 fn scheduleMore(self: *Fields) py.Error!void {
@@ -211,7 +212,12 @@ fn schedule(self: *Fields, callback: *Object, context: ?*Object) py.Error!void {
     py.decref(try py.check(c.PyObject_VectorcallMethod(state.name(.call_soon), &stack, 3, state.context_kwnames)));
 }
 
-const vtable: Source.VTable = .{ .ready = unused, .step = step, .is_transport = false };
+fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = @fieldParentPtr("source", source);
+    return .{ self.context, null };
+}
+
+const vtable: Source.VTable = .{ .ready = unused, .step = step, .contexts = contextsOf, .is_waiter = true, .is_transport = false };
 
 fn unused(_: *Source, _: core.reactor.Readiness) py.Error!void {
     unreachable;
@@ -482,7 +488,7 @@ const properties = [_]c.PyGetSetDef{
     .{},
 };
 
-pub const spec = heap_type.final("zloop._engine.SocketWaiter", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.SocketWaiter", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_traverse = py.traverse(traverseFields),
     .tp_clear = &clearFields,

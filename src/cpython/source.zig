@@ -25,6 +25,13 @@ pub const Source = struct {
         step: *const fn (*Source) py.Error!void,
         /// Queues the pending readiness; null for the ordinary way, one element for the source.
         queue: ?*const fn (*LoopFields, *Source) void = null,
+        /// The contexts in which what the loop calls of this source runs, reading's or the only one first; borrowed.
+        contexts: *const fn (*Source) [2]?*py.Object,
+        /// What the watch should be armed for, from the source's state. Null if it stays armed also while its work has to
+        /// wait (`loop_nested.zig`).
+        wanted: ?*const fn (*Source) Interest = null,
+        /// Its steps are queued by polls.
+        is_waiter: bool = false,
         /// A transport owns its descriptor: `add_reader` and `sock_*` must keep their hands off.
         is_transport: bool,
     };

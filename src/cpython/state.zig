@@ -33,7 +33,10 @@ pub const Name = enum {
     _paused,
     _restore_mode,
     _resumed,
+    _run,
+    _selector,
     _slow_callback,
+    _show_socket,
     _sslobj,
     _stream_reader_wr,
     _transport,
@@ -51,6 +54,7 @@ pub const Name = enum {
     connection_lost,
     connection_made,
     context,
+    create_task,
     data_received,
     datagram_received,
     debug,
@@ -72,6 +76,7 @@ pub const Name = enum {
     is_closing,
     loop,
     message,
+    monotonic,
     name,
     pause_reading,
     pause_writing,
@@ -86,6 +91,7 @@ pub const Name = enum {
     server_hostname,
     server_side,
     recvfrom,
+    select,
     send,
     sendto,
     set_exception,
@@ -134,7 +140,20 @@ pub const State = struct {
     no_arguments: *Object,
     loop_kwnames: *Object,
     name_loop_kwnames: *Object,
-    inherited_create_task: *Object,
+    /// The loop class of asyncio's that ours extends, as all of these as they were at import.
+    selector_loop_class: *Object,
+    handle_class: *Object,
+    /// See `loop_patched.zig`.
+    handle_run_code: *Object,
+    create_task_code: *Object,
+    asyncio_time: *Object,
+    time_module: *Object,
+    /// Its dict. The module can lose it before we go.
+    time_dict: *Object,
+    /// `time_dict` may be used: from its import until our module is cleared.
+    knows_time: bool,
+    /// Since 3.12; -1 for none. See `loop_time.zig`.
+    time_watcher: c_int,
     /// asyncio.Transport, and its method as it was at import.
     transport_class: *Object,
     transport_get_extra_info: *Object,
@@ -146,6 +165,8 @@ pub const State = struct {
     buffered_protocol: *Object,
     stream_reader_type: *Object,
     stream_reader_protocol_type: *Object,
+    /// What protocols inherit that `StreamWriter.drain()` waits for.
+    flow_control_mixin: *Object,
     /// The methods whose work `stream_reader.zig` does, as they were at import.
     protocol_data_received: *Object,
     reader_feed_data: *Object,
@@ -160,6 +181,9 @@ pub const State = struct {
     server_attach_takes_transport: bool,
     /// See `handle_context.zig`.
     shares_contexts: bool,
+    /// See `eval_breaker.zig`.
+    knows_requests: bool,
+    empty_context_map: ?*anyopaque,
 
     // From ssl, null until the first TLS connection; see `openssl.zig`.
     openssl: @import("openssl.zig").Availability,
@@ -227,13 +251,18 @@ pub fn init(state: *State) py.Error!void {
     state.invalid_state_error = try importAttribute("asyncio", "InvalidStateError");
     state.loop_kwnames = try py.newTuple(.{state.name(.loop)});
     state.name_loop_kwnames = try py.newTuple(.{ state.name(.name), state.name(.loop) });
-    const inherited = try importAttribute("asyncio", "SelectorEventLoop");
-    defer py.decref(inherited);
-    state.inherited_create_task = try py.check(c.PyObject_GetAttrString(inherited, "create_task"));
+    state.selector_loop_class = try importAttribute("asyncio", "SelectorEventLoop");
+    state.handle_class = try importAttribute("asyncio", "Handle");
+    try @import("loop_patched.zig").remember(state);
+    state.asyncio_time = try py.getAttr(state.selector_loop_class, state.name(.time));
+    state.time_module = try py.check(c.PyImport_ImportModule("time"));
+    state.time_dict = py.newRef(c.PyModule_GetDict(state.time_module));
+    try @import("loop_time.zig").watchModule(state);
     state.transport_class = try importAttribute("asyncio", "Transport");
     state.transport_get_extra_info = try py.getAttr(state.transport_class, state.name(.get_extra_info));
     state.buffered_protocol = try importAttribute("asyncio", "BufferedProtocol");
     state.stream_reader_type = try importAttribute("asyncio", "StreamReader");
+    state.flow_control_mixin = try importAttribute("asyncio.streams", "FlowControlMixin");
     state.stream_reader_protocol_type = try importAttribute("asyncio", "StreamReaderProtocol");
     state.protocol_data_received = try py.check(c.PyObject_GetAttrString(state.stream_reader_protocol_type, "data_received"));
     state.reader_feed_data = try py.check(c.PyObject_GetAttrString(state.stream_reader_type, "feed_data"));
@@ -248,6 +277,8 @@ pub fn init(state: *State) py.Error!void {
     state.timeout_error = try importAttribute("asyncio", "TimeoutError");
     state.openssl = .{};
     state.shares_contexts = try @import("handle_context.zig").layoutIsKnown();
+    state.knows_requests = @import("eval_breaker.zig").layoutIsKnown();
+    state.empty_context_map = if (state.shares_contexts) try @import("handle_context.zig").emptyMap() else null;
     state.server_attach_takes_transport = try attachTakesTransport();
 }
 

@@ -9,11 +9,13 @@
 //!
 //! Everything here belongs to the loop's thread.
 
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const address = @import("address.zig");
 const debug = @import("debug.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const stream_close = @import("stream_close.zig");
@@ -34,8 +36,13 @@ pub const Fields = struct {
     /// A strong reference to the loop's object, kept to the end: the finalizer needs it.
     loop: *LoopFields,
     protocol: ?*Object,
-    /// Protocol methods run in it. Replaced by the context of the caller that ends the connection.
+    /// Protocol methods run in it, see `transport.zig`. Before 3.15 replaced by a copy of the caller's context when
+    /// reading is resumed and when the connection is ended.
     context: ?*Object,
+    /// A copy of the context of whoever wrote what the kernel had no room for; null while all has left.
+    writer_context: ?*Object,
+    /// The context in which the bytes were written that leave by the end of the turn; null for the transport's own.
+    dirty_context: ?*Object,
     /// The descriptor's owner if there is one; then it closes the descriptor, not we.
     sock: ?*Object,
     /// What `get_extra_info` was given or has made. Made on first use.
@@ -63,16 +70,21 @@ pub const Fields = struct {
     eof_written: bool,
     protocol_paused: bool,
     protocol_connected: bool,
-    /// The kernel's news are being dealt with: what follows from them happens in the transport's own context.
+    /// What ends the connection now happens in the transport's own context.
     handling: bool = false,
     /// Queued in `loop.dirty`.
     dirty: bool,
+    leaving: stream_write.Leaving = .until_heard,
+    /// `get_extra_info("socket")` has been asked for: `extra` keeps an object that refers to `sock`.
+    socket_shown: bool = false,
     /// The descriptor has been closed.
     released: bool,
     peer_name: address.Compact,
     own_name: address.Compact,
     dict: ?*Object,
     weakrefs: ?*Object,
+
+    pub const has_one_context = config.py_minor >= 15;
 
     pub inline fn object(self: *const Fields) *Object {
         return self.source.object;
@@ -97,6 +109,8 @@ pub const of = Layout.of;
 pub const vtable: Source.VTable = .{
     .ready = ready,
     .step = stream_close.step,
+    .contexts = contextsOf,
+    .wanted = wanted,
     .is_transport = true,
 };
 
@@ -104,7 +118,7 @@ pub const Options = struct {
     fd: core.sys.fd_t,
     /// Owns `fd` if given; borrowed reference.
     sock: ?*Object = null,
-    /// Borrowed; null means a copy of the current one.
+    /// Borrowed, and used as it is; null means a copy of the current one.
     context: ?*Object = null,
     extra: ?*Object = null,
     server: ?*Object = null,
@@ -115,7 +129,7 @@ pub const high_water_default = transport.high_water_default;
 
 /// Takes `options.fd` over as soon as it returns a transport; after an error it is the caller's.
 pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*Object {
-    const context = try py.check(if (options.context) |given| c.PyContext_Copy(given) else c.PyContext_CopyCurrent());
+    const context = if (options.context) |given| py.newRef(given) else try py.check(c.PyContext_CopyCurrent());
     const made = c.PyType_GenericAlloc(loop.state.stream_transport_type, 0) orelse {
         py.decref(context);
         return error.Python;
@@ -127,6 +141,8 @@ pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*
         .loop = loop,
         .protocol = null,
         .context = context,
+        .writer_context = null,
+        .dirty_context = null,
         .sock = if (options.sock) |sock| py.newRef(sock) else null,
         .extra = null,
         .server = null,
@@ -180,10 +196,23 @@ pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*
 /// The descriptor is ready. Reading comes before writing, as in asyncio's event order.
 fn ready(source: *Source, readiness: core.reactor.Readiness) py.Error!void {
     const self: *Fields = .ofSource(source);
-    self.handling = true;
-    defer self.handling = false;
-    if (readiness.read and self.isReading() and !self.eof_received) try stream_read.ready(self);
+    if (readiness.read and self.isReading() and !self.eof_received) {
+        self.handling = true;
+        defer self.handling = false;
+        try stream_read.ready(self);
+    }
     if (readiness.write and source.watch.armed.write) try stream_write.ready(self);
+}
+
+fn contextsOf(source: *Source) [2]?*Object {
+    const self: *Fields = .ofSource(source);
+    return .{ self.context, self.writer_context };
+}
+
+fn wanted(source: *Source) core.reactor.Interest {
+    const self: *Fields = .ofSource(source);
+    if (self.released or self.conn_lost > 0) return .none;
+    return .{ .read = interest(self).read, .write = !self.queue.isEmpty() };
 }
 
 /// What the watch should be armed for, from the state.
@@ -233,19 +262,28 @@ fn extraBorrowed(self: *Fields) py.Error!*Object {
 
 /// Makes and keeps the value of a name that asyncio fills in when it makes a transport.
 fn compute(self: *Fields, name: *Object) py.Error!?*Object {
-    const state = self.loop.state;
     if (!py.isInstance(name, &c.PyUnicode_Type)) return null;
     const value = if (c.PyUnicode_CompareWithASCIIString(name, "peername") == 0)
         try addressOf(self, &self.peer_name, core.sys.peerAddress, .getpeername)
     else if (c.PyUnicode_CompareWithASCIIString(name, "sockname") == 0)
         try addressOf(self, &self.own_name, core.sys.localAddress, .getsockname)
     else if (c.PyUnicode_CompareWithASCIIString(name, "socket") == 0)
-        try py.call(state.transport_socket_type, .{(try socketBorrowed(self)) orelse return null})
+        try showSocket(self) orelse return null
     else
         return null;
     errdefer py.decref(value);
     try py.checkInt(c.PyDict_SetItem(try extraBorrowed(self), name, value));
     return value;
+}
+
+/// asyncio's TransportSocket over the socket. The loop's Python part makes it: through it bytes leave before
+/// the program acts on the connection.
+fn showSocket(self: *Fields) py.Error!?*Object {
+    const sock = py.newRef((try socketBorrowed(self)) orelse return null);
+    defer py.decref(sock);
+    const shown = try py.callMethod(self.loop.object(), self.loop.state.name(._show_socket), .{ sock, self.object() });
+    self.socket_shown = true;
+    return shown;
 }
 
 fn addressOf(
@@ -330,6 +368,12 @@ fn getExtra(object: *Object) py.Error!*Object {
 }
 
 fn isClosing(object: *Object) py.Error!*Object {
+    const self = of(object);
+    if (self.dirty and try stream_write.isAskedByDrain(self.loop.state, self.protocol)) try stream_write.settle(self);
+    return py.newBool(self.closing);
+}
+
+fn getClosing(object: *Object) py.Error!*Object {
     return py.newBool(of(object).closing);
 }
 
@@ -359,6 +403,7 @@ fn resumeReading(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.closing or !self.paused) return py.newNone();
     self.paused = false;
+    if (self.started) try transport.takeCallersContext(self);
     if (!self.loop.closed) try self.source.arm(self.loop, interest(self));
     try debug.log(self.loop, "%r resumes reading", object);
     return py.newNone();
@@ -387,7 +432,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
     const self = of(object);
     try visitor.object(self.loop.object());
     try transport.visitSocket(self, visitor);
-    inline for (.{ "protocol", "context", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
+    inline for (.{ "protocol", "context", "writer_context", "dirty_context", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
         try visitor.object(@field(self, field));
     }
     var pieces = self.queue.iterator();
@@ -397,7 +442,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 fn clearFields(object: *Object) callconv(.c) c_int {
     const self = of(object);
     self.queue.clear(&self.loop.write_pool, loop_type.gpa);
-    inline for (.{ "protocol", "context", "sock", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
+    inline for (.{ "protocol", "context", "writer_context", "dirty_context", "sock", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
         py.clear(&@field(self, field));
     }
     return 0;
@@ -408,14 +453,23 @@ fn getLoop(object: *Object) py.Error!*Object {
     return py.newRef(if (self.released) py.none() else self.loop.object());
 }
 
+/// asyncio's `_sock`. Whoever asks can do with the socket what he likes.
 fn getSock(object: *Object) py.Error!*Object {
+    try stream_write.letOut(of(object));
+    return getOwnSocket(object);
+}
+
+/// For the loop itself, which uses the socket only while nothing can be written.
+fn getOwnSocket(object: *Object) py.Error!*Object {
     const self = of(object);
     if (self.released) return py.newNone();
     return py.newRef((try socketBorrowed(self)) orelse py.none());
 }
 
 fn getFd(object: *Object) py.Error!*Object {
-    return py.newInt(of(object).fd());
+    const self = of(object);
+    try stream_write.letOut(self);
+    return py.newInt(self.fd());
 }
 
 fn getTrue(_: *Object) py.Error!*Object {
@@ -453,9 +507,10 @@ const properties = [_]c.PyGetSetDef{
     py.getter("_extra", getExtra),
     py.getter("_loop", getLoop),
     py.getter("_sock", getSock),
+    py.getter("_own_socket", getOwnSocket),
     py.getter("_sock_fd", getFd),
     py.getter("_protocol", getProtocol),
-    py.getter("_closing", isClosing),
+    py.getter("_closing", getClosing),
     py.getter("_conn_lost", getConnLost),
     py.getter("_paused", getPaused),
     py.getter("_protocol_paused", getProtocolPaused),
@@ -466,7 +521,7 @@ const properties = [_]c.PyGetSetDef{
 
 const members = heap_type.dictAndWeakrefs(Layout, Fields);
 
-pub const spec = heap_type.final("zloop._engine.StreamTransport", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.StreamTransport", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_finalize = &stream_close.finalize,
     .tp_traverse = py.traverse(traverseFields),

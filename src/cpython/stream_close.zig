@@ -76,10 +76,11 @@ pub fn forceClose(self: *Fields, exception: ?*Object) py.Error!void {
     try queueLost(self, exception);
 }
 
-/// connection_lost runs in the context of whoever ended the connection, as a call_soon would.
+/// Where a connection has no context for life, connection_lost runs in the context of whoever ended it, as a
+/// call_soon would.
 fn queueLost(self: *Fields, exception: ?*Object) py.Error!void {
     self.lost_exception = if (exception) |e| py.newRef(e) else null;
-    if (!self.handling) py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
+    if (!self.handling) try transport.takeCallersContext(self);
     if (self.loop.closed) {
         // Nobody is left to call connection_lost. asyncio raises too, and leaves the socket open.
         try releaseDescriptor(self);

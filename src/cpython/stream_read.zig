@@ -11,6 +11,7 @@ const read_bytes = @import("read_bytes.zig");
 const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
 const stream_reader = @import("stream_reader.zig");
+const stream_write = @import("stream_write.zig");
 const tls = @import("tls.zig");
 const tls_read = @import("tls_read.zig");
 const State = @import("state.zig").State;
@@ -99,7 +100,10 @@ fn deliver(self: *Fields, protocol: *Object, data: *Object) py.Error!void {
 /// each of which has been dealt with.
 fn receive(self: *Fields, protocol: *Object) py.Error!?*Object {
     switch (try read_bytes.read(self.loop, &self.read_size, self.fd(), core.sys.recv)) {
-        .bytes => |data| return data,
+        .bytes => |data| {
+            stream_write.heard(self);
+            return data;
+        },
         .none => |outcome| _ = try received(self, protocol, outcome),
     }
     return null;
@@ -109,7 +113,10 @@ fn receive(self: *Fields, protocol: *Object) py.Error!?*Object {
 fn received(self: *Fields, protocol: *Object, outcome: core.sys.Outcome) py.Error!?usize {
     switch (outcome) {
         .done => |count| {
-            if (count > 0) return count;
+            if (count > 0) {
+                stream_write.heard(self);
+                return count;
+            }
             try endOfFile(self, protocol);
             return null;
         },

@@ -2,14 +2,23 @@
 //!
 //! Bytes written during a turn leave at its end, or after the callback that runs past `flush_delay_max_ns`,
 //! all in one system call: a response's head and body cost one, and the peer is woken once by the responses of
-//! many connections. What a program can observe stays asyncio's, which tries to send at once: asking for the
-//! buffer size, closing, aborting, or queueing more than the high-water mark sends first, so `pause_writing` is
-//! called only for bytes the kernel refused.
+//! many connections. asyncio sends at once, and wherever a program can tell the difference the bytes are in the
+//! kernel as with asyncio:
+//!
+//! - Only answers wait: what is written before the peer has said anything leaves at once. So does everything while
+//!   the program holds the socket object itself, or once it has got at the descriptor, and what another thread
+//!   writes (`mayWait`).
+//! - What has waited leaves before `drain()` of a stream goes on, before a method of the socket object, a fork, the
+//!   end of the run, `write_eof()`, `close()` or `abort()` does anything (`settle`, `flushDirty`).
+//! - Asking for the buffer size, or queueing more than the high-water mark, sends first, so `pause_writing` is called
+//!   only for bytes the kernel refused.
 
 const std = @import("std");
+const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
 const py = @import("py.zig");
+const handle_context = @import("handle_context.zig");
 const raise = @import("raise.zig");
 const loop_type = @import("loop_type.zig");
 const stream = @import("stream.zig");
@@ -17,6 +26,7 @@ const stream_close = @import("stream_close.zig");
 const tls = @import("tls.zig");
 const tls_write = @import("tls_write.zig");
 const transport = @import("transport.zig");
+const State = @import("state.zig").State;
 
 const Object = py.Object;
 const Fields = stream.Fields;
@@ -34,12 +44,14 @@ pub const Owner = struct {
 
 pub const Queue = core.WriteQueue(Owner);
 
+const wanted = if (config.py_minor >= 14) "a bytes, bytearray, or memoryview object" else "a bytes-like object";
+
 fn write(object: *Object, data: *Object) py.Error!*Object {
     const self = stream.of(object);
     if (!transport.isBytesLike(data)) {
         const name = try py.check(c.PyObject_GetAttrString(@ptrCast(py.typeOf(data)), "__name__"));
         defer py.decref(name);
-        return py.raiseFormat(c.PyExc_TypeError, "data argument must be a bytes-like object, not %R", .{name});
+        return py.raiseFormat(c.PyExc_TypeError, "data argument must be " ++ wanted ++ ", not %R", .{name});
     }
     if (self.eof_written) return py.raise(c.PyExc_RuntimeError, "Cannot call write() after write_eof()");
     if (self.empty_waiter != null) return py.raise(c.PyExc_RuntimeError, "unable to write; sendfile is in progress");
@@ -99,11 +111,58 @@ pub fn push(self: *Fields, bytes: *Object) py.Error!void {
 pub fn written(self: *Fields) py.Error!void {
     if (self.source.watch.armed.write) return maybePause(self);
     if (self.loop.core.isForked()) return send(self);
-    if (!self.loop.in_callback or self.queue.size > self.high_water) {
+    if (self.queue.size > self.high_water or !mayWait(self)) {
         try flush(self);
         return maybePause(self);
     }
     try markDirty(self);
+}
+
+/// When what is written to a transport is given to the kernel.
+pub const Leaving = enum {
+    /// At once, as in asyncio: the program has asked for it, or uses the descriptor itself.
+    at_once,
+    /// At once until something has come from the peer; from then on with the turn.
+    until_heard,
+    /// By the end of the turn.
+    with_turn,
+};
+
+/// Something has come from the peer.
+pub inline fn heard(self: *Fields) void {
+    if (self.leaving == .until_heard) self.leaving = .with_turn;
+}
+
+/// Whether what has just been written may wait for the end of the turn.
+fn mayWait(self: *const Fields) bool {
+    return self.leaving == .with_turn and mayWaitOnceHeard(self);
+}
+
+/// As `mayWait` for TLS, which hears from its peer by itself.
+pub fn mayWaitOnceHeard(self: *const Fields) bool {
+    const loop = self.loop;
+    return loop.in_callback and !loop.send_at_once and self.leaving != .at_once and
+        !isSocketHeld(self) and !loop.isForeignThread();
+}
+
+/// Whether somebody else than the transport can use its socket object: whoever made it, most of all.
+fn isSocketHeld(self: *const Fields) bool {
+    const sock = self.sock orelse return false;
+    return py.refcount(sock) > @as(usize, 1) + @intFromBool(self.socket_shown);
+}
+
+/// The program gets at the descriptor, and can use it at any time from now on.
+pub fn letOut(self: *Fields) py.Error!void {
+    self.leaving = .at_once;
+    try settle(self);
+}
+
+/// Whether the protocol is one that `StreamWriter.drain()` stands on: that asks the transport whether it is
+/// closing, and tells nothing else to it.
+pub fn isAskedByDrain(state: *const State, protocol: ?*Object) py.Error!bool {
+    const answer = c.PyObject_IsInstance(protocol orelse return false, state.flow_control_mixin);
+    if (answer < 0) return error.Python;
+    return answer == 1;
 }
 
 /// For so long bytes wait for others of the same turn. Longer gains little, and callbacks that compute would
@@ -121,6 +180,7 @@ pub fn markDirty(self: *Fields) py.Error!void {
     self.loop.dirty.push(gpa, &self.source) catch return py.noMemory();
     py.incref(self.object());
     self.dirty = true;
+    if (!self.handling) py.replace(&self.dirty_context, try handle_context.current(self.loop.state));
 }
 
 /// Sends what callbacks wrote, on every transport they wrote to, also when a protocol that is told to pause
@@ -141,14 +201,21 @@ pub fn flushDirty(loop: *LoopFields) py.Error!void {
 fn flushOne(self: *Fields) py.Error!void {
     defer py.decref(self.object());
     self.dirty = false;
+    defer py.clear(&self.dirty_context);
     if (self.source.watch.armed.write) return;
-    try flush(self);
-    try maybePause(self);
+    try flushLate(self);
+    if (self.delivery != .tls) try transport.maybePauseEntered(self);
+}
+
+/// Sends what was written before, for whoever wrote it.
+fn flushLate(self: *Fields) py.Error!void {
+    if (self.dirty_context == null) self.dirty_context = py.newRef(self.context.?);
+    return flush(self);
 }
 
 /// Sends at once what can be sent, for callers that are about to look at the queue.
 pub fn settle(self: *Fields) py.Error!void {
-    if (self.dirty and !self.source.watch.armed.write) try flush(self);
+    if (self.dirty and !self.source.watch.armed.write) try flushLate(self);
 }
 
 /// Sends as much as the kernel takes and arms the watch for the rest. A failed send ends the
@@ -174,9 +241,7 @@ fn send(self: *Fields) py.Error!void {
     if (self.queue.isEmpty()) return;
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .done => {},
-        .would_block => if (!self.loop.closed) {
-            try self.source.arm(self.loop, .{ .read = self.source.watch.armed.read, .write = true });
-        },
+        .would_block => if (!self.loop.closed) try armWrite(self),
         .failed => |code| try sendFailed(self, code),
     }
 }
@@ -191,11 +256,25 @@ pub fn sendBorrowed(self: *Fields, bytes: []const u8) py.Error!void {
     };
     if (rest.len == 0) return;
     try push(self, try py.newBytes(rest));
-    if (self.loop.closed) return;
-    try self.source.arm(self.loop, .{ .read = self.source.watch.armed.read, .write = true });
+    if (!self.loop.closed) try armWrite(self);
+}
+
+fn armWrite(self: *Fields) py.Error!void {
+    try transport.armWrite(self, self.dirty_context, arm);
+}
+
+fn arm(self: *Fields, interest: core.reactor.Interest) py.Error!void {
+    try self.source.arm(self.loop, interest);
 }
 
 fn sendFailed(self: *Fields, code: core.sys.Errno) py.Error!void {
+    const was_handling = self.handling;
+    defer self.handling = was_handling;
+    if (!Fields.has_one_context and self.conn_lost == 0) if (self.dirty_context) |written_in| {
+        // asyncio would have found out in write().
+        py.replace(&self.context, try py.check(c.PyContext_Copy(written_in)));
+        self.handling = true;
+    };
     raise.errno(code) catch {};
     const exception = py.takeException();
     defer py.decref(exception);
@@ -217,6 +296,16 @@ fn tlsOf(self: *Fields) ?*tls.Fields {
 
 /// The kernel has room again.
 pub fn ready(self: *Fields) py.Error!void {
+    const context = py.newRef(transport.writerContext(self));
+    defer py.decref(context);
+    try py.inContext(context, sendQueued, .{self});
+    if (!self.closing or self.conn_lost > 0 or !self.queue.isEmpty()) return;
+    self.conn_lost = 1;
+    py.replace(&self.context, py.newRef(context));
+    try stream_close.connectionLost(self);
+}
+
+fn sendQueued(self: *Fields) py.Error!void {
     if (self.conn_lost > 0) return;
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .failed => |code| return sendFailed(self, code),
@@ -227,19 +316,13 @@ pub fn ready(self: *Fields) py.Error!void {
     if (self.conn_lost > 0) return;
     if (!self.queue.isEmpty()) return;
     self.source.disarm(self.loop, .{ .read = self.source.watch.armed.read });
+    py.clear(&self.writer_context);
     if (self.empty_waiter) |borrowed| {
         const waiter = py.newRef(borrowed);
         defer py.decref(waiter);
         py.decref(try py.callMethod(waiter, self.loop.state.name(.set_result), .{py.none()}));
     }
-    if (self.closing) {
-        if (self.conn_lost == 0) {
-            self.conn_lost = 1;
-            try stream_close.connectionLost(self);
-        }
-    } else if (self.eof_written) {
-        shutdownWrite(self);
-    }
+    if (!self.closing and self.eof_written) shutdownWrite(self);
 }
 
 /// asyncio lets the error of this call go to the exception handler; a peer that has gone makes the
@@ -307,10 +390,29 @@ fn makeEmptyWaiter(object: *Object) py.Error!*Object {
     return future;
 }
 
+fn setSendAtOnce(object: *Object, enabled: *Object) py.Error!*Object {
+    const self = stream.of(object);
+    self.leaving = if (try py.isTrue(enabled)) .at_once else .with_turn;
+    if (self.leaving == .at_once) try settle(self);
+    return py.newNone();
+}
+
+fn settleMethod(object: *Object) py.Error!*Object {
+    try settle(stream.of(object));
+    return py.newNone();
+}
+
+fn letOutMethod(object: *Object) py.Error!*Object {
+    try letOut(stream.of(object));
+    return py.newNone();
+}
+
 fn resetEmptyWaiter(object: *Object) py.Error!*Object {
     py.clear(&stream.of(object).empty_waiter);
     return py.newNone();
 }
+
+pub const set_send_at_once_doc = "set_send_at_once($self, enabled, /)\n--\n\nWhether write() gives its bytes to the kernel before it returns, as in asyncio, or by the end of the loop's turn.";
 
 pub const methods = [_]c.PyMethodDef{
     py.Method.oneArg("write", write, "write($self, data)\n--\n\nasyncio.WriteTransport.write()."),
@@ -320,6 +422,9 @@ pub const methods = [_]c.PyMethodDef{
     py.Method.noArgs("get_write_buffer_size", getWriteBufferSize, "get_write_buffer_size($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_size(), in bytes."),
     py.Method.noArgs("get_write_buffer_limits", getWriteBufferLimits, "get_write_buffer_limits($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_limits(): (low, high) in bytes."),
     py.Method.keywords("set_write_buffer_limits", setWriteBufferLimits, "set_write_buffer_limits($self, high=None, low=None)\n--\n\nasyncio.WriteTransport.set_write_buffer_limits(), in bytes."),
+    py.Method.oneArg("set_send_at_once", setSendAtOnce, set_send_at_once_doc),
+    py.Method.noArgs("_settle", settleMethod, "_settle($self)\n--\n\nGives what waits for the end of the turn to the kernel."),
+    py.Method.noArgs("_let_out", letOutMethod, "_let_out($self)\n--\n\n_settle(), and from now on what is written leaves at once."),
     py.Method.noArgs("_make_empty_waiter", makeEmptyWaiter, "_make_empty_waiter($self)\n--\n\nA future for \"all is sent\"; asyncio's sendfile uses it."),
     py.Method.noArgs("_reset_empty_waiter", resetEmptyWaiter, "_reset_empty_waiter($self)\n--\n\nEnds what _make_empty_waiter() began."),
 };

@@ -23,6 +23,7 @@ const std = @import("std");
 const c = @import("c.zig");
 const py = @import("py.zig");
 const args = @import("args.zig");
+const guard = @import("guard.zig");
 const heap_type = @import("heap_type.zig");
 const loop_type = @import("loop_type.zig");
 const openssl = @import("openssl.zig");
@@ -106,6 +107,8 @@ pub const Fields = struct {
     stream_reading_paused: bool,
     /// Ciphertext is being worked on further up the call stack.
     receiving: bool,
+    /// The peer's program has said something: from then on what is written may wait, see `stream_write.zig`.
+    heard: bool,
     /// Ciphertext must not leave now.
     held: bool,
     /// OpenSSL is at work further up the call stack.
@@ -226,6 +229,7 @@ pub fn create(loop: *LoopFields, options: Options) py.Error!?*Object {
         .app_writing_paused = options.writing_paused,
         .stream_reading_paused = false,
         .receiving = false,
+        .heard = false,
         .held = false,
         .in_ssl = false,
         .dict = null,
@@ -323,6 +327,9 @@ fn getExtra(object: *Object) py.Error!*Object {
 
 fn isClosing(object: *Object) py.Error!*Object {
     const self = of(object);
+    if (self.below()) |below| {
+        if (below.dirty and try stream_write.isAskedByDrain(self.loop.state, self.protocol)) try stream_write.settle(below);
+    }
     const closing_below = if (self.below()) |below| below.closing else false;
     return py.newBool(self.closed or closing_below);
 }
@@ -373,6 +380,10 @@ fn getTrue(_: *Object) py.Error!*Object {
 
 fn getSendfileMode(object: *Object) py.Error!*Object {
     return py.newRef(of(object).loop.state.sendfile_fallback);
+}
+
+fn getReadingPaused(object: *Object) py.Error!*Object {
+    return py.newBool(of(object).app_reading_paused);
 }
 
 fn getProtocolPaused(object: *Object) py.Error!*Object {
@@ -453,6 +464,7 @@ const properties = [_]c.PyGetSetDef{
     py.getter("_sslcontext", getSslContext),
     py.getter("_closed", getClosed),
     py.getter("_protocol_paused", getProtocolPaused),
+    py.getter("_app_reading_paused", getReadingPaused),
     py.getter("_start_tls_compatible", getTrue),
     py.getter("_sendfile_compatible", getSendfileMode),
     .{},
@@ -460,7 +472,7 @@ const properties = [_]c.PyGetSetDef{
 
 const members = heap_type.dictAndWeakrefs(Layout, Fields);
 
-pub const spec = heap_type.final("zloop._engine.SSLTransport", Layout.size, .{
+pub const spec = heap_type.final("zloop._engine.SSLTransport", Layout.size, guard.byLoop(Layout), .{
     .tp_dealloc = &dealloc,
     .tp_finalize = &finalize,
     .tp_traverse = py.traverse(traverseFields),

@@ -17,6 +17,7 @@ const stream = @import("stream.zig");
 const stream_close = @import("stream_close.zig");
 const tls = @import("tls.zig");
 const tls_read = @import("tls_read.zig");
+const stream_write = @import("stream_write.zig");
 const tls_write = @import("tls_write.zig");
 const loop_type = @import("loop_type.zig");
 
@@ -446,6 +447,7 @@ fn close(object: *Object) py.Error!*Object {
 fn abortMethod(object: *Object) py.Error!*Object {
     const self = tls.of(object);
     self.closed = true;
+    if (self.below()) |below| try stream_write.settle(below);
     try abort(self, null);
     return py.newNone();
 }
@@ -453,6 +455,7 @@ fn abortMethod(object: *Object) py.Error!*Object {
 fn forceCloseMethod(object: *Object, exception: *Object) py.Error!*Object {
     const self = tls.of(object);
     self.closed = true;
+    if (self.below()) |below| try stream_write.settle(below);
     try abort(self, if (exception == py.none()) null else exception);
     return py.newNone();
 }

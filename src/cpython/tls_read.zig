@@ -54,6 +54,7 @@ fn decrypt(self: *Fields, target: []u8, count: *usize) End {
             else => .failed,
         };
         count.* += got;
+        self.heard = true;
         if (!hasMore(self)) return .drained;
     }
     return .full;

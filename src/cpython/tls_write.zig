@@ -72,8 +72,10 @@ fn writeBytes(self: *Fields, bytes: *Object) py.Error!void {
     self.backlog.push(&self.loop.write_pool, gpa, plain, .{ .object = py.newRef(bytes) }) catch return py.noMemory();
 }
 
+/// After the program wrote: its bytes leave now or with the turn.
 fn written(self: *Fields) py.Error!void {
-    try scheduleSend(self);
+    const may_wait = if (self.below()) |below| self.heard and stream_write.mayWaitOnceHeard(below) else true;
+    if (may_wait) try scheduleSend(self) else try sendNow(self);
     try controlWriting(self);
 }
 
@@ -225,6 +227,16 @@ fn appendBacklog(object: *Object, data: *Object) py.Error!*Object {
     return py.newNone();
 }
 
+fn setSendAtOnce(object: *Object, enabled: *Object) py.Error!*Object {
+    const self = tls.of(object);
+    const at_once = try py.isTrue(enabled);
+    const below = self.below() orelse return py.newNone();
+    self.heard = true;
+    below.leaving = if (at_once) .at_once else .with_turn;
+    if (at_once) try stream_write.settle(below);
+    return py.newNone();
+}
+
 fn writeEof(_: *Object) py.Error!*Object {
     c.PyErr_SetNone(c.PyExc_NotImplementedError);
     return error.Python;
@@ -286,9 +298,10 @@ fn getReadBufferSize(object: *Object) py.Error!*Object {
 pub const methods = [_]c.PyMethodDef{
     py.Method.oneArg("write", write, "write($self, data)\n--\n\nasyncio.WriteTransport.write()."),
     py.Method.oneArg("writelines", writelines, "writelines($self, list_of_data)\n--\n\nasyncio.WriteTransport.writelines()."),
+    py.Method.oneArg("set_send_at_once", setSendAtOnce, stream_write.set_send_at_once_doc),
     py.Method.noArgs("pause_writing", pauseWriting, "pause_writing($self)\n--\n\nHolds ciphertext back."),
     py.Method.noArgs("resume_writing", resumeWriting, "resume_writing($self)\n--\n\nEnds what pause_writing() began."),
-    py.Method.oneArg("_test__append_write_backlog", appendBacklog, null),
+    py.Method.oneArg("_test__append_write_backlog", appendBacklog, "_test__append_write_backlog($self, data)\n--\n\nFor CPython's own tests."),
     py.Method.noArgs("write_eof", writeEof, "write_eof($self)\n--\n\nNot possible with TLS: raises NotImplementedError."),
     py.Method.noArgs("can_write_eof", canWriteEof, "can_write_eof($self)\n--\n\nasyncio.WriteTransport.can_write_eof(): False."),
     py.Method.noArgs("get_write_buffer_size", getWriteBufferSize, "get_write_buffer_size($self)\n--\n\nasyncio.WriteTransport.get_write_buffer_size(): plaintext and ciphertext that wait, in bytes."),

@@ -2,11 +2,18 @@
 //! flow control, and what counts as bytes.
 //!
 //! The functions take any transport's fields that are called `source`, `loop`, `protocol` and
-//! `context`; those about flow control also need `queue`, `high_water`, `low_water` and
-//! `protocol_paused`. None of them keeps anything.
+//! `context`; those about flow control also need `queue`, `high_water`, `low_water`,
+//! `protocol_paused` and `writer_context`. None of them keeps anything.
+//!
+//! Contexts: what is read reaches the protocol in `context`. asyncio's transports make a handle for
+//! connection_made, one for reading and one for connection_lost, each with a copy of the context that is current
+//! then: what connection_made sets the others do not see. Since 3.15 its stream transports, and only they, have one
+//! context for all three. The fields' declaration `has_one_context` says which of the two a transport does; both
+//! copy once per connection or less, and never per packet.
 
 const std = @import("std");
 const c = @import("c.zig");
+const core = @import("core");
 const py = @import("py.zig");
 const args = @import("args.zig");
 const raise = @import("raise.zig");
@@ -43,22 +50,74 @@ pub fn setResultUnlessCancelled(state: *State, waiter: *Object) py.Error!void {
 /// second from happening, as in asyncio, which queues them one by one.
 pub fn start(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py.Error!void {
     self.started = true;
-    const protocol = self.protocol orelse return begin(self);
-    callReported(self, protocol, .connection_made, .{self.source.object}) catch {
+    const protocol = self.protocol orelse return beginEntered(self, begin);
+    connectionMade(self, protocol) catch {
         const left: py.Saved = .save();
-        begin(self) catch c.PyErr_WriteUnraisable(self.source.object);
+        beginEntered(self, begin) catch c.PyErr_WriteUnraisable(self.source.object);
         left.restore();
         return error.Python;
     };
-    return begin(self);
+    return beginEntered(self, begin);
+}
+
+/// A connection that cannot begin is reported and ended in its own context.
+fn beginEntered(self: anytype, comptime begin: fn (@TypeOf(self)) py.Error!void) py.Error!void {
+    return py.inContext(self.context.?, begin, .{self});
+}
+
+/// Arms the watch for room in the kernel. What follows from it runs in a copy of the context of whoever wrote what
+/// waits, `written_in` if that is not the current one: asyncio makes a handle here. Nothing is armed twice, so the
+/// first writer's stays until all has left.
+pub fn armWrite(self: anytype, written_in: ?*Object, comptime arm: fn (@TypeOf(self), core.reactor.Interest) py.Error!void) py.Error!void {
+    const armed = self.source.watch.armed;
+    if (!armed.write) {
+        const context = if (comptime hasOneContext(@TypeOf(self)))
+            py.newRef(self.context.?)
+        else
+            try py.check(if (written_in) |given| c.PyContext_Copy(given) else c.PyContext_CopyCurrent());
+        py.replace(&self.writer_context, context);
+    }
+    try arm(self, .{ .read = armed.read, .write = true });
+}
+
+/// The context of what room in the kernel makes the transport do.
+pub fn writerContext(self: anytype) *Object {
+    return self.writer_context orelse self.context.?;
+}
+
+fn hasOneContext(comptime Self: type) bool {
+    return @typeInfo(Self).pointer.child.has_one_context;
+}
+
+fn connectionMade(self: anytype, protocol: *Object) py.Error!void {
+    if (comptime hasOneContext(@TypeOf(self))) return callReported(self, protocol, .connection_made, .{self.source.object});
+    return callReportedInCopy(self, protocol, .connection_made, .{self.source.object});
+}
+
+/// As `callReported`, where asyncio has a handle of its own for the call.
+pub fn callReportedInCopy(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    const own = try py.check(c.PyContext_Copy(self.context.?));
+    defer py.decref(own);
+    return callReportedIn(own, self, protocol, method, arguments);
+}
+
+/// The caller begins something for which asyncio's transport makes a handle: a copy of the caller's context is the
+/// transport's from now on, unless it has one for life.
+pub fn takeCallersContext(self: anytype) py.Error!void {
+    if (comptime hasOneContext(@TypeOf(self))) return;
+    py.replace(&self.context, try py.check(c.PyContext_CopyCurrent()));
 }
 
 /// Calls a protocol method in the transport's context; false if it raised, with the exception set.
 /// Exceptions that must leave the loop come back as the error.
 pub fn enteredCall(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
+    return enteredCallIn(self.context.?, self, protocol, method, arguments);
+}
+
+fn enteredCallIn(context: *Object, self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!bool {
     const held = py.newRef(protocol);
     defer py.decref(held);
-    py.inContext(self.context.?, callForNothing, .{ held, self.loop.state.name(method), arguments }) catch |err|
+    py.inContext(context, callForNothing, .{ held, self.loop.state.name(method), arguments }) catch |err|
         return if (py.isExit()) err else false;
     return true;
 }
@@ -69,12 +128,35 @@ fn callForNothing(object: *Object, name: *Object, arguments: anytype) py.Error!v
 
 /// As `enteredCall`, with asyncio's report of an exception in a callback.
 pub fn callReported(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
-    if (try enteredCall(self, protocol, method, arguments)) return;
-    try methodFailed(self, protocol, method, arguments);
+    return callReportedIn(self.context.?, self, protocol, method, arguments);
 }
 
-/// Reports the exception that is set as asyncio reports one that a callback raised.
-pub fn methodFailed(self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+fn callReportedIn(given: *Object, self: anytype, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    const context = py.newRef(given);
+    defer py.decref(context);
+    if (try enteredCallIn(context, self, protocol, method, arguments)) return;
+    try methodFailed(self, context, protocol, method, arguments);
+}
+
+/// As `methodFailed` for a caller that has entered `context`: asyncio reports when it has left it.
+pub fn methodFailedInside(self: anytype, context: *Object, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
+    if (py.isExit()) return error.Python;
+    const pending: py.Saved = .save();
+    try py.checkInt(c.PyContext_Exit(context));
+    pending.restore();
+    const reported = methodFailed(self, context, protocol, method, arguments);
+    const left: ?py.Saved = if (reported) |_| null else |_| .save();
+    const entered = c.PyContext_Enter(context);
+    if (left) |saved| {
+        if (entered < 0) c.PyErr_WriteUnraisable(self.source.object);
+        saved.restore();
+        return error.Python;
+    }
+    return py.checkInt(entered);
+}
+
+/// Reports the exception that is set as asyncio reports one that a callback raised which ran in `context`.
+pub fn methodFailed(self: anytype, context: *Object, protocol: *Object, comptime method: Name, arguments: anytype) py.Error!void {
     const pending: py.Saved = .save();
     const bound = py.getAttr(protocol, self.loop.state.name(method)) catch none: {
         c.PyErr_Clear();
@@ -87,7 +169,7 @@ pub fn methodFailed(self: anytype, protocol: *Object, comptime method: Name, arg
     };
     defer py.decref(given);
     pending.restore();
-    try self.loop.methodFailed(bound, given);
+    try self.loop.methodFailed(bound, given, context);
 }
 
 /// asyncio's report of an exception that costs the connection.
@@ -176,6 +258,12 @@ pub fn maybeResume(self: anytype) py.Error!void {
     if (!self.protocol_paused or self.queue.size > self.low_water) return;
     self.protocol_paused = false;
     try callFlowControl(self, .resume_writing, "protocol.resume_writing() failed");
+}
+
+/// As `maybePause`, for what the loop finds out between callbacks: in the transport's context.
+pub fn maybePauseEntered(self: anytype) py.Error!void {
+    if (self.queue.size <= self.high_water or self.protocol_paused) return;
+    return py.inContext(self.context.?, maybePause, .{self});
 }
 
 pub fn callFlowControl(self: anytype, comptime method: Name, comptime message: [:0]const u8) py.Error!void {

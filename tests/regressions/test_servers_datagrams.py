@@ -152,6 +152,10 @@ def test_r37_no_descriptors_left_to_accept(loop_name):
         f"""
         import asyncio, importlib, logging, os, resource, subprocess, sys, time
         logging.basicConfig(stream=sys.stdout, format="LOG %(message).60s")
+        try:
+            raise OSError("imports what a traceback is formatted with: later no file can be opened")
+        except OSError:
+            logging.Formatter().formatException(sys.exc_info())
         module, _, attribute = {loop_name!r}.partition(":")
         loop = getattr(importlib.import_module(module), attribute)()
         accepted = 0
