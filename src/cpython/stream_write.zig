@@ -17,7 +17,6 @@ const std = @import("std");
 const config = @import("config");
 const core = @import("core");
 const c = @import("c.zig");
-const config = @import("config");
 const py = @import("py.zig");
 const handle_context = @import("handle_context.zig");
 const raise = @import("raise.zig");
