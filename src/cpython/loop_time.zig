@@ -63,7 +63,7 @@ fn look(loop: *LoopFields, changes: u64) void {
 const watchable = config.py_minor >= 12;
 
 /// Of the process: each interpreter has its own module, and looks at it again when any of them has changed.
-var changes_seen_by_watchers: std.atomic.Value(u64) = .init(0);
+var changes_seen_by_watchers: std.atomic.Value(usize) = .init(0);
 
 /// PyDictObject.ma_version_tag, before 3.12.
 const version_offset = @sizeOf(c.PyObject) + 8;

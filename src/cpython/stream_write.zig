@@ -246,6 +246,7 @@ fn send(self: *Fields) py.Error!void {
         try tls_write.sendNow(above);
     }
     if (self.queue.isEmpty()) return;
+    if (!self.ownsNumber()) return sendFailed(self, .BADF);
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .done => {},
         .would_block => if (!self.loop.closed) try armWrite(self),
@@ -255,6 +256,7 @@ fn send(self: *Fields) py.Error!void {
 
 /// Sends bytes that stay the caller's; what the kernel refuses is copied and queued.
 pub fn sendBorrowed(self: *Fields, bytes: []const u8) py.Error!void {
+    if (!self.ownsNumber()) return sendFailed(self, .BADF);
     var rest = bytes;
     if (self.queue.isEmpty()) switch (core.sys.send(self.fd(), bytes)) {
         .done => |count| rest = bytes[count..],
@@ -314,6 +316,7 @@ pub fn ready(self: *Fields) py.Error!void {
 
 fn sendQueued(self: *Fields) py.Error!void {
     if (self.conn_lost > 0) return;
+    if (!self.ownsNumber()) return sendFailed(self, .BADF);
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .failed => |code| return sendFailed(self, code),
         .done, .would_block => {},
@@ -335,7 +338,7 @@ fn sendQueued(self: *Fields) py.Error!void {
 /// asyncio lets the error of this call go to the exception handler; a peer that has gone makes the
 /// next read say so anyway.
 fn shutdownWrite(self: *Fields) void {
-    _ = core.sys.shutdownWrite(self.fd());
+    if (self.ownsNumber()) _ = core.sys.shutdownWrite(self.fd());
 }
 
 fn maybePause(self: *Fields) py.Error!void {
@@ -357,6 +360,7 @@ fn writeEof(object: *Object) py.Error!*Object {
     self.eof_written = true;
     try settle(self);
     if (self.queue.isEmpty() and !self.closing) {
+        if (!self.ownsNumber()) return raise.errno(.BADF);
         if (core.sys.shutdownWrite(self.fd())) |code| return raise.errno(code);
     }
     return py.newNone();
