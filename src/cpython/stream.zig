@@ -381,7 +381,7 @@ fn getExtra(object: *Object) py.Error!*Object {
 
 fn isClosing(object: *Object) py.Error!*Object {
     const self = of(object);
-    if (self.dirty and try stream_write.isAskedByDrain(self.loop.state, self.protocol)) try stream_write.settle(self);
+    try stream_write.settleForDrain(self, self);
     return py.newBool(self.closing);
 }
 

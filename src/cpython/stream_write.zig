@@ -164,9 +164,13 @@ fn settleFromAnyThread(self: *Fields) py.Error!void {
     try settle(self);
 }
 
-/// Whether the protocol is one that `StreamWriter.drain()` stands on: that asks the transport whether it is
-/// closing, and tells nothing else to it.
-pub fn isAskedByDrain(state: *const State, protocol: ?*Object) py.Error!bool {
+/// Before the transport, of a stream or of TLS over one, says whether it is closing. That is all that
+/// `StreamWriter.drain()` asks of it, if the protocol is one of those that drain() stands on.
+pub fn settleForDrain(asked: anytype, self: *Fields) py.Error!void {
+    if (self.dirty and (asked.delivery == .reader or try isDrained(self.loop.state, asked.protocol))) try settle(self);
+}
+
+fn isDrained(state: *const State, protocol: ?*Object) py.Error!bool {
     const answer = c.PyObject_IsInstance(protocol orelse return false, state.flow_control_mixin);
     if (answer < 0) return error.Python;
     return answer == 1;
