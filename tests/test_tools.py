@@ -250,6 +250,8 @@ def test_room_that_comes_while_pause_writing_runs_the_loop(nesting, reports):
 
 def test_datagrams_and_pipes_inside(nesting, reports):
     read, write = os.pipe()
+    log: Any = None
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     class Nests(asyncio.DatagramProtocol):
         seen: list[bytes]
@@ -263,7 +265,7 @@ def test_datagrams_and_pipes_inside(nesting, reports):
                 sender.send(b"3")
 
     async def main() -> None:
-        nonlocal log, sender
+        nonlocal log
         transport, protocol = await nesting.create_datagram_endpoint(Nests, local_addr=("127.0.0.1", 0))
         protocol.seen = []
         sender.connect(transport.get_extra_info("sockname"))
@@ -275,8 +277,6 @@ def test_datagrams_and_pipes_inside(nesting, reports):
         pipe.close()
         await turns(3)
 
-    log: Any = None
-    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sender:
         nesting.run_until_complete(main())
     os.close(write)

@@ -155,7 +155,7 @@ CONNECTION = Diagram(
     [
         Box(ASYNCIO, "create_server", "", "Addresses, sockets, bind, listen, asyncio.Server."),
         Box(ADAPTER, "startServing", LISTENER, "A Listener is armed for reading.", arrow="a client"),
-        Box(ADAPTER, "acceptBatch", LISTENER, "One, or twice as many as the poll before; 128 at most."),
+        Box(ADAPTER, "batch.begin", LISTENER, "One, or twice as many as the poll before; 128 at most."),
         Box(ADAPTER, "acceptPlain", LISTENER, "Calls the protocol factory."),
         Box(ADAPTER, "create", "src/cpython/stream.zig", "A StreamTransport owns the descriptor."),
         Box(ADAPTER, "start", CLOSE, "connection_made, then reading is armed."),

@@ -212,7 +212,9 @@ class SocketMethods(_engine.Loop):
         transp.pause_reading()
         try:
             await transp._make_empty_waiter()
-            return await self.sock_sendfile(transp._own_socket, file, offset, count, fallback=False)
+            # Of ours without letting the descriptor out: nothing can be written while the file is sent.
+            sock = transp._own_socket if isinstance(transp, _engine.StreamTransport) else transp._sock
+            return await self.sock_sendfile(sock, file, offset, count, fallback=False)
         finally:
             transp._reset_empty_waiter()
             if resume_reading:

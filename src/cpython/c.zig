@@ -193,6 +193,7 @@ pub extern var PyExc_ResourceWarning: *PyObject;
 pub extern var PyExc_RuntimeError: *PyObject;
 pub extern var PyExc_RuntimeWarning: *PyObject;
 pub extern var PyExc_StopIteration: *PyObject;
+pub extern var PyExc_SystemError: *PyObject;
 pub extern var PyExc_SystemExit: *PyObject;
 pub extern var PyExc_TypeError: *PyObject;
 pub extern var PyExc_ValueError: *PyObject;

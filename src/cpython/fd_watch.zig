@@ -84,8 +84,11 @@ pub fn add(loop: *LoopFields, fd: core.sys.fd_t, direction: Direction, scheduled
         .write => interest.write = true,
     }
     self.source.arm(loop, interest) catch |err| {
-        // As in asyncio, a descriptor that cannot be watched loses both handles.
+        // As in asyncio, a descriptor that cannot be watched loses both handles. Cancelling runs Python code, which
+        // must not find the exception set.
+        const saved: py.Saved = .save();
         cancelBoth(loop, self);
+        saved.restore();
         return err;
     };
     const before = self.slot(direction).*;

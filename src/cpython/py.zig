@@ -212,6 +212,12 @@ pub fn takeException() *Object {
     var traceback: ?*Object = null;
     c.PyErr_Fetch(&kind, &value, &traceback);
     c.PyErr_NormalizeException(&kind, &value, &traceback);
+    if (value == null) {
+        // A mistake of the engine's: `error.Python` without an exception must not end the process.
+        c.PyErr_SetString(c.PyExc_SystemError, "zloop: an error without an exception");
+        c.PyErr_Fetch(&kind, &value, &traceback);
+        c.PyErr_NormalizeException(&kind, &value, &traceback);
+    }
     if (traceback) |tb| {
         _ = c.PyException_SetTraceback(value.?, tb);
         decref(tb);
@@ -237,7 +243,9 @@ pub const Saved = struct {
         return saved;
     }
 
+    /// If nothing was saved, an exception that has been set since stays set.
     pub fn restore(saved: Saved) void {
+        if (saved.kind == null) return;
         c.PyErr_Restore(saved.kind, saved.value, saved.traceback);
     }
 };

@@ -154,6 +154,13 @@ fn isSocketHeld(self: *const Fields) bool {
 /// The program gets at the descriptor, and can use it at any time from now on.
 pub fn letOut(self: *Fields) py.Error!void {
     self.leaving = .at_once;
+    try settleFromAnyThread(self);
+}
+
+/// As `settle` for what a program calls in threads of its own. Without the GIL they must not touch the queue:
+/// there the bytes leave at the end of the turn.
+fn settleFromAnyThread(self: *Fields) py.Error!void {
+    if (config.gil_disabled and self.loop.isForeignThread()) return;
     try settle(self);
 }
 
@@ -398,7 +405,7 @@ fn setSendAtOnce(object: *Object, enabled: *Object) py.Error!*Object {
 }
 
 fn settleMethod(object: *Object) py.Error!*Object {
-    try settle(stream.of(object));
+    try settleFromAnyThread(stream.of(object));
     return py.newNone();
 }
 

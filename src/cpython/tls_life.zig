@@ -215,6 +215,11 @@ pub fn deliverRest(self: *Fields) py.Error!void {
     try tls_read.received(self, &.{});
     if (self.phase != .wrapped or self.app_reading_paused) return;
     self.phase = .flushing;
+    // What is left to be sent can wait for a peer that does not read: the protocol hears of the end now, and the
+    // shutdown timeout bounds the rest.
+    try callEofReceived(self);
+    if (self.phase != .flushing) return;
+    try setTimer(self, self.shutdown_timeout.?, ._check_shutdown_timeout);
     try continueFlushing(self);
 }
 
@@ -294,12 +299,16 @@ pub fn continueFlushing(self: *Fields) py.Error!void {
     if (!self.receiving and self.phase == .shutdown) try tls_read.received(self, &.{});
 }
 
-/// Both sides have said close_notify, or the stream has ended.
+/// Both sides have said close_notify, or the stream has ended. What the stream has queued still leaves, for as long
+/// as the shutdown timeout allows.
 pub fn shutdownDone(self: *Fields) py.Error!void {
-    try cancelTimer(self);
     try tls_write.sendNow(self);
-    const below = self.below() orelse return;
+    const below = self.below() orelse return cancelTimer(self);
+    const object = py.newRef(below.object());
+    defer py.decref(object);
     try stream_close.closeTransport(below);
+    if (below.conn_lost > 0) return cancelTimer(self);
+    if (self.timer == null) try setTimer(self, self.shutdown_timeout.?, ._check_shutdown_timeout);
 }
 
 fn checkShutdownTimeout(object: *Object) py.Error!*Object {
