@@ -213,7 +213,7 @@ class SocketMethods(_engine.Loop):
         try:
             await transp._make_empty_waiter()
             # Of ours without letting the descriptor out: nothing can be written while the file is sent.
-            sock = transp._own_socket if isinstance(transp, _engine.StreamTransport) else transp._sock
+            sock: Any = transp._own_socket if isinstance(transp, _engine.StreamTransport) else transp._sock
             return await self.sock_sendfile(sock, file, offset, count, fallback=False)
         finally:
             transp._reset_empty_waiter()

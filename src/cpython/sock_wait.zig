@@ -213,7 +213,7 @@ fn schedule(self: *Fields, callback: *Object, context: ?*Object) py.Error!void {
 }
 
 fn contextsOf(source: *Source) [2]?*Object {
-    const self: *Fields = @fieldParentPtr("source", source);
+    const self: *Fields = @alignCast(@fieldParentPtr("source", source));
     return .{ self.context, null };
 }
 
