@@ -82,6 +82,7 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
         pytest.param(("servers", "tls"), id="tls", marks=needs_openssl),
         pytest.param(("servers", "connect"), id="connect", marks=needs_openssl),
         pytest.param(("fairness",), id="fairness"),
+        pytest.param(("scaling",), id="scaling"),
     ],
 )
 def test_rows_run(arguments: tuple[str, ...], tmp_path: Path) -> None:

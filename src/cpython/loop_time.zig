@@ -22,7 +22,7 @@ const LoopFields = loop_type.Fields;
 /// Whose `time()` a loop has.
 pub const Clock = struct {
     /// What was seen of `changesNow`.
-    seen_changes: u64 = unseen,
+    seen_changes: Changes = unseen,
     flags: Flags = .{},
 
     const Flags = packed struct {
@@ -35,7 +35,10 @@ pub const Clock = struct {
     };
 };
 
-const unseen = std.math.maxInt(u64);
+/// What watchers count, in a word that any machine adds to at once, or the version that a dict has.
+const Changes = if (watchable) usize else u64;
+
+const unseen = std.math.maxInt(Changes);
 
 /// Whether `self.time()` has to be asked.
 pub inline fn isOverridden(loop: *LoopFields) bool {
@@ -54,7 +57,7 @@ inline fn lookAtModule(loop: *LoopFields) void {
     if (changes != loop.clock.seen_changes) look(loop, changes);
 }
 
-fn look(loop: *LoopFields, changes: u64) void {
+fn look(loop: *LoopFields, changes: Changes) void {
     @branchHint(.cold);
     loop.clock.seen_changes = changes;
     loop.clock.flags.of_module = !isInterpreters(loop.state);
@@ -63,12 +66,12 @@ fn look(loop: *LoopFields, changes: u64) void {
 const watchable = config.py_minor >= 12;
 
 /// Of the process: each interpreter has its own module, and looks at it again when any of them has changed.
-var changes_seen_by_watchers: std.atomic.Value(usize) = .init(0);
+var changes_seen_by_watchers: std.atomic.Value(Changes) = .init(0);
 
 /// PyDictObject.ma_version_tag, before 3.12.
-const version_offset = @sizeOf(c.PyObject) + 8;
+const version_offset = @offsetOf(extern struct { head: c.PyObject, used: isize, version: u64 }, "version");
 
-inline fn changesNow(state: *const State) u64 {
+inline fn changesNow(state: *const State) Changes {
     if (comptime !watchable) {
         if (!state.knows_time) return 0;
         const bytes: [*]const u8 = @ptrCast(state.time_dict);
