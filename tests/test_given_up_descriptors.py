@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from harness import DatagramLog, Log, pattern, tcp_sockets, turns, until, within
+from harness import DatagramLog, Log, descriptor_limit, pattern, tcp_sockets, turns, until, within
 
 
 class Stranger:
@@ -199,3 +199,34 @@ def test_an_exit_out_of_connection_lost_ends_the_run(loop):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         loop.run_until_complete(task)
+
+
+def test_a_file_is_sent_when_no_descriptor_is_left(run, tmp_path):
+    path = tmp_path / "file"
+    data = pattern(200_000)
+    path.write_bytes(data)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        sock, other = tcp_sockets()
+        other.setblocking(False)
+        with other, open(path, "rb") as file:
+            transport, log = await loop.create_connection(Log, sock=sock)
+            # What is opened for the loop itself, and for the thread that reads the file then, is opened now.
+            await loop.run_in_executor(None, int)
+            await loop.sock_sendall(other, b"x")
+            await until(lambda: log.received == b"x")
+            lowest_free = os.dup(other.fileno())
+            os.close(lowest_free)
+            with descriptor_limit(lowest_free):
+                sending = loop.create_task(loop.sendfile(transport, file))
+                received = 0
+                while received < len(data):
+                    chunk = await within(loop.sock_recv(other, 1 << 20))
+                    assert chunk == data[received : received + len(chunk)]
+                    received += len(chunk)
+                assert await within(sending) == len(data)
+            transport.close()
+            await within(log.lost)
+
+    run(main())
