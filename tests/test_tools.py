@@ -450,7 +450,7 @@ def test_callbacks_of_an_entered_context_wait(nesting, reports):
         nesting.call_soon(order.append, "later")
 
     nesting.call_soon(cell, context=context)
-    nesting.run_until_complete(asyncio.sleep(0.01))
+    nesting.run_until_complete(until(lambda: "later" in order))
     assert order == ["other", "cell over", "acell", "bcell", "later"]
     assert reports == []
 
