@@ -130,4 +130,4 @@ def test_every_feature_without_a_filter(loop_name):
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EACCES])
 def test_a_refusal_that_nothing_can_replace_is_named(loop_name, error):
     said = sandboxed("epoll_create1", error, loop_name)
-    assert said.splitlines()[-1] == f"[Errno {error}] event loop: epoll_create1: {os.strerror(error)}"
+    assert f"[Errno {error}] event loop: epoll_create1: {os.strerror(error)}" in said.splitlines()
