@@ -33,6 +33,10 @@ if hasattr(sys, "gettotalrefcount"):
     os.environ.setdefault("MULTIDICT_NO_EXTENSIONS", "1")
 
 
+# looptime's plugin for pytest patches the loops of every run of pytest, those that tests start among them.
+os.environ["PYTEST_ADDOPTS"] = f"{os.environ.get('PYTEST_ADDOPTS', '')} -pno:looptime_plugin".strip()
+
+
 class NoParams:
     params: ClassVar[dict[str, Any]] = {}
 

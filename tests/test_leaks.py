@@ -382,16 +382,16 @@ def test_a_loop_that_is_dropped_unclosed_is_collected(loop_name, left, debug):
             loop.set_exception_handler(lambda loop, context: None)
             leave(loop)
             return weakref.ref(loop)
-        life()
-        gc.collect()
-        before = len(os.listdir("/proc/self/fd"))
-        lives = [life() for _ in range(3)]
-        gc.collect()
-        if {left == "threads"}:
-            # They end, or let go of what they have done, when they come to it.
-            while any(loop() is not None for loop in lives):
+        def collect(lives):
+            gc.collect()
+            # Threads end, or let go of what they have done, when they come to it.
+            while {left == "threads"} and any(loop() is not None for loop in lives):
                 time.sleep(0.001)
                 gc.collect()
+        collect([life()])
+        before = len(os.listdir("/proc/self/fd"))
+        lives = [life() for _ in range(3)]
+        collect(lives)
         print([loop() for loop in lives], len(os.listdir("/proc/self/fd")) - before)
         """
     result = run_program(loop_name, program)

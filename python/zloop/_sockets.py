@@ -214,7 +214,13 @@ class SocketMethods(_engine.Loop):
             await transp._make_empty_waiter()
             # Of ours without letting the descriptor out: nothing can be written while the file is sent.
             sock: Any = transp._own_socket if isinstance(transp, _engine.StreamTransport) else transp._sock
-            return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+            try:
+                # A number of its own to wait with: the transport may be told to read meanwhile.
+                own = sock.dup()
+            except OSError as exc:
+                raise exceptions.SendfileNotAvailableError("no descriptor is left to wait with") from exc
+            with own:
+                return await self.sock_sendfile(own, file, offset, count, fallback=False)
         finally:
             transp._reset_empty_waiter()
             if resume_reading:

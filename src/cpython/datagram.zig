@@ -44,6 +44,8 @@ pub const Fields = struct {
     /// As a stream's.
     writer_context: ?*Object,
     sock: ?*Object,
+    /// Where `sock` keeps its number, as in a stream.
+    number: ?*const c_int = null,
     extra: ?*Object,
     /// The only peer that `sendto` accepts, if there is one.
     address: ?*Object,
@@ -77,6 +79,12 @@ pub const Fields = struct {
 
     pub inline fn fd(self: *const Fields) core.sys.fd_t {
         return self.source.watch.fd;
+    }
+
+    /// As in a stream.
+    pub inline fn ownsNumber(self: *const Fields) bool {
+        const number = self.number orelse return true;
+        return number.* == self.fd();
     }
 
     pub fn isReading(self: *const Fields) bool {
@@ -149,6 +157,7 @@ pub fn make(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*O
     try describe(self, sock, args.given(given[4]));
     try transport.queueStep(self);
     self.sock = py.newRef(sock);
+    self.number = loop.state.socketNumber(sock);
     return made;
 }
 
@@ -309,6 +318,7 @@ fn release(self: *Fields) py.Error!void {
     self.source.disarm(self.loop, .none);
     clearQueues(self);
     const sock = self.sock orelse return;
+    self.number = null;
     self.sock = null;
     defer py.decref(sock);
     py.decref(try py.callMethod(sock, self.loop.state.name(.close), .{}));
@@ -477,6 +487,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 fn clearFields(object: *Object) callconv(.c) c_int {
     const self = of(object);
     clearQueues(self);
+    self.number = null;
     py.clear(&self.sock);
     inline for (references) |field| py.clear(&@field(self, field));
     return 0;

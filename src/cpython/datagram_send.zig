@@ -143,6 +143,10 @@ fn attempt(self: *Fields, data: *Object, to: ?*Object) Attempt {
 }
 
 fn attemptBytes(self: *Fields, data: *Object, bytes: []const u8, to: ?*Object) Attempt {
+    if (!self.ownsNumber()) {
+        raise.errno(.BADF) catch {};
+        return .failed;
+    }
     const outcome = if (self.connected) core.sys.send(self.fd(), bytes) else outcome: {
         const object = to orelse return attemptByMethod(self, data, to);
         const known = if (self.loop.datagrams) |common| common.peers.find(object) else null;

@@ -13,7 +13,7 @@ const py = @import("py.zig");
 const may_be_known = config.py_minor >= 13;
 
 /// PyThreadState.eval_breaker; its low byte has the requests.
-const offset = 24 + if (@import("builtin").cpu.arch.endian() == .little) 0 else 7;
+const offset = 3 * @sizeOf(usize) + if (@import("builtin").cpu.arch.endian() == .little) 0 else @sizeOf(usize) - 1;
 
 /// Of the thread that runs a loop.
 pub const Requests = struct {

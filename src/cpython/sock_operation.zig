@@ -33,6 +33,8 @@ pub const Operation = union(enum) {
     sendall: struct { data: *Object, view: c.Py_buffer, sent: usize },
     sendto: struct { data: *Object, to: Address },
     connect: *Object,
+    /// Nothing is to be done any more.
+    over,
     sendfile: struct { file: core.sys.fd_t, offset: i64, left: u64, sent: u64 },
 
     pub fn direction(self: *const Operation) fd_watch.Direction {
@@ -41,7 +43,7 @@ pub const Operation = union(enum) {
 
     pub fn isReceiving(self: *const Operation) bool {
         return switch (self.*) {
-            .recv, .recv_into, .recvfrom, .recvfrom_into, .accept => true,
+            .recv, .recv_into, .recvfrom, .recvfrom_into, .accept, .over => true,
             .sendall, .sendto, .connect, .sendfile => false,
         };
     }
@@ -60,13 +62,22 @@ pub const Operation = union(enum) {
             .recvfrom_into => |into| into.buffer,
             .sendall => |sendall| sendall.data,
             .sendto => |sendto| sendto.data,
-            .recv, .recvfrom, .accept, .sendfile => null,
+            .recv, .recvfrom, .accept, .sendfile, .over => null,
         };
     }
 
     pub fn release(self: *Operation) void {
         if (self.* == .sendall) c.PyBuffer_Release(&self.sendall.view);
         py.xdecref(self.objectBorrowed());
+    }
+
+    /// The operation has ended or is given up: the program's buffer is its own again. What a file has sent stays
+    /// known.
+    pub fn end(self: *Operation) void {
+        if (self.* == .sendfile) return;
+        var taken = self.*;
+        self.* = .over;
+        taken.release();
     }
 
     pub fn traverse(self: *const Operation, visitor: py.Visitor) error{Stop}!void {
@@ -85,6 +96,7 @@ pub fn proceed(loop: *LoopFields, sock: *Object, fd: core.sys.fd_t, operation: *
         .recvfrom => |size| return receiveFrom(loop, fd, size),
         .recvfrom_into => |into| return receiveFromInto(loop, sock, fd, into.buffer, into.size),
         .accept => return accept(loop, sock, fd),
+        .over => unreachable,
         .sendall => |*sendall| {
             const bytes = if (sendall.view.buf) |start| start[0..@intCast(sendall.view.len)] else &.{};
             const count = (try counted(core.sys.sendNow(fd, bytes[sendall.sent..]))) orelse return null;

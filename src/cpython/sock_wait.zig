@@ -298,6 +298,7 @@ fn throw(object: *Object, argv: []const *Object) py.Error!*Object {
     const self = of(object);
     withdraw(self);
     self.stage = .over;
+    self.operation.end();
     if (argv.len == 0 or argv.len > 3) return py.raise(c.PyExc_TypeError, "throw expected 1 to 3 arguments");
     const kind = argv[0];
     const value = if (argv.len > 1) args.given(argv[1]) else null;
@@ -326,6 +327,7 @@ fn close(object: *Object) py.Error!*Object {
     const self = of(object);
     withdraw(self);
     self.stage = .over;
+    self.operation.end();
     return py.newNone();
 }
 
@@ -379,6 +381,7 @@ fn cancel(object: *Object, argv: []const *Object, names: ?*Object) py.Error!*Obj
     if (self.stage != .waiting) return py.newBool(false);
     withdraw(self);
     self.stage = .cancelled;
+    self.operation.end();
     if (args.given(given[0])) |message| py.replace(&self.cancel_message, py.newRef(message));
     const callback = self.callback;
     self.callback = null;

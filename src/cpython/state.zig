@@ -172,6 +172,10 @@ pub const State = struct {
     reader_feed_data: *Object,
     reader_wakeup_waiter: *Object,
     socket_type: *Object,
+    /// `_socket.socket`, the base of all of Python's sockets.
+    socket_base: *Object,
+    /// Whether a socket object keeps its number where `socketNumber` looks for it: tried out with the first one.
+    socket_layout: enum(u8) { untried, known, unknown },
     socket_kwnames: *Object,
     transport_socket_type: *Object,
     sendfile_mode: *Object,
@@ -206,6 +210,22 @@ pub const State = struct {
     /// The state behind a method's `self`, for types without subclasses.
     pub fn ofType(object: *Object) *State {
         return @ptrCast(@alignCast(c.PyType_GetModuleState(py.typeOf(object)).?));
+    }
+
+    /// Where a socket object of Python's, or of a class derived from it, keeps its descriptor's number: in the first
+    /// word behind the header, -1 once it is closed. Null for other objects.
+    pub fn socketNumber(self: *State, sock: *Object) ?*const c_int {
+        if (self.socket_layout == .unknown or !py.isInstance(sock, @ptrCast(self.socket_base))) return null;
+        const bytes: [*]const u8 = @ptrCast(sock);
+        const number: *const c_int = @ptrCast(@alignCast(bytes + @sizeOf(c.PyObject)));
+        if (self.socket_layout == .untried) self.socket_layout = if (isNumberOf(sock, number)) .known else .unknown;
+        return if (self.socket_layout == .known) number else null;
+    }
+
+    fn isNumberOf(sock: *Object, number: *const c_int) bool {
+        const fd = c.PyObject_AsFileDescriptor(sock);
+        if (fd < 0) c.PyErr_Clear();
+        return fd >= 0 and fd == number.*;
     }
 
     pub inline fn name(self: *const State, comptime which: Name) *Object {
@@ -268,6 +288,8 @@ pub fn init(state: *State) py.Error!void {
     state.reader_feed_data = try py.check(c.PyObject_GetAttrString(state.stream_reader_type, "feed_data"));
     state.reader_wakeup_waiter = try py.check(c.PyObject_GetAttrString(state.stream_reader_type, "_wakeup_waiter"));
     state.socket_type = try importAttribute("socket", "socket");
+    state.socket_base = try importAttribute("_socket", "socket");
+    state.socket_layout = .untried;
     state.socket_kwnames = try py.newTuple(.{state.name(.fileno)});
     state.transport_socket_type = try importAttribute("asyncio.trsock", "TransportSocket");
     const modes = try importAttribute("asyncio.constants", "_SendfileMode");

@@ -45,6 +45,8 @@ pub const Fields = struct {
     dirty_context: ?*Object,
     /// The descriptor's owner if there is one; then it closes the descriptor, not we.
     sock: ?*Object,
+    /// Where `sock` keeps its number; null while there is none, or if it is no socket of Python's.
+    number: ?*const c_int = null,
     /// What `get_extra_info` was given or has made. Made on first use.
     extra: ?*Object,
     server: ?*Object,
@@ -98,6 +100,14 @@ pub const Fields = struct {
         return !self.closing and !self.paused;
     }
 
+    /// Whether the descriptor is still the connection's. A program that has closed the socket object has given the
+    /// number up, and the kernel may have given it to somebody else since: such a transport sends nothing, reads
+    /// nothing and shuts nothing down.
+    pub inline fn ownsNumber(self: *const Fields) bool {
+        const number = self.number orelse return true;
+        return number.* == self.fd();
+    }
+
     pub fn ofSource(source: *Source) *Fields {
         return @fieldParentPtr("source", source);
     }
@@ -144,6 +154,7 @@ pub fn create(loop: *LoopFields, protocol: *Object, options: Options) py.Error!*
         .writer_context = null,
         .dirty_context = null,
         .sock = if (options.sock) |sock| py.newRef(sock) else null,
+        .number = if (options.sock) |sock| loop.state.socketNumber(sock) else null,
         .extra = null,
         .server = null,
         .waiter = if (options.waiter) |waiter| py.newRef(waiter) else null,
@@ -251,6 +262,7 @@ pub fn socketBorrowed(self: *Fields) py.Error!?*Object {
         return self.sock;
     }
     self.sock = sock;
+    self.number = state.socketNumber(sock);
     py.decref(try py.callMethod(sock, state.name(.setblocking), .{@as(*Object, &c._Py_FalseStruct)}));
     return sock;
 }
@@ -369,7 +381,7 @@ fn getExtra(object: *Object) py.Error!*Object {
 
 fn isClosing(object: *Object) py.Error!*Object {
     const self = of(object);
-    if (self.dirty and try stream_write.isAskedByDrain(self.loop.state, self.protocol)) try stream_write.settle(self);
+    try stream_write.settleForDrain(self, self);
     return py.newBool(self.closing);
 }
 
@@ -442,6 +454,7 @@ fn traverseFields(object: *Object, visitor: py.Visitor) error{Stop}!void {
 fn clearFields(object: *Object) callconv(.c) c_int {
     const self = of(object);
     self.queue.clear(&self.loop.write_pool, loop_type.gpa);
+    self.number = null;
     inline for (.{ "protocol", "context", "writer_context", "dirty_context", "sock", "extra", "server", "waiter", "empty_waiter", "lost_exception", "dict" }) |field| {
         py.clear(&@field(self, field));
     }

@@ -31,6 +31,8 @@ pub const Delivery = enum {
     tls,
 };
 
+const fatal_read_error = "Fatal read error on socket transport";
+
 pub const size_min = read_bytes.size_min;
 
 pub fn deliveryFor(state: *State, protocol: *Object) py.Error!Delivery {
@@ -48,6 +50,10 @@ pub fn ready(self: *Fields) py.Error!void {
 }
 
 fn read(self: *Fields) py.Error!void {
+    if (!self.ownsNumber()) {
+        raise.errno(.BADF) catch {};
+        return stream_close.fatalPending(self, fatal_read_error);
+    }
     const protocol = py.newRef(self.protocol.?);
     defer py.decref(protocol);
     return switch (self.delivery) {
@@ -123,7 +129,7 @@ fn received(self: *Fields, protocol: *Object, outcome: core.sys.Outcome) py.Erro
         .would_block => return null,
         .failed => |code| {
             raise.errno(code) catch {};
-            try stream_close.fatalPending(self, "Fatal read error on socket transport");
+            try stream_close.fatalPending(self, fatal_read_error);
             return null;
         },
     }
@@ -145,12 +151,12 @@ fn readBuffered(self: *Fields, protocol: *Object) py.Error!void {
     }
     var view: c.Py_buffer = undefined;
     if (c.PyObject_GetBuffer(target, &view, c.PyBUF_WRITABLE) < 0) {
-        return stream_close.fatalPending(self, "Fatal read error on socket transport");
+        return stream_close.fatalPending(self, fatal_read_error);
     }
     // A buffer without bytes reads as the end of the stream, as in asyncio.
     const room: []u8 = if (view.buf) |start| start[0..@intCast(view.len)] else &.{};
     // The calls can have run the loop, and that have ended the transport.
-    const outcome: core.sys.Outcome = if (self.released) .would_block else core.sys.recv(self.fd(), room);
+    const outcome: core.sys.Outcome = if (self.released or !self.ownsNumber()) .would_block else core.sys.recv(self.fd(), room);
     c.PyBuffer_Release(&view);
     const count = (try received(self, protocol, outcome)) orelse return;
     const filled = try py.newInt(count);

@@ -164,9 +164,13 @@ fn settleFromAnyThread(self: *Fields) py.Error!void {
     try settle(self);
 }
 
-/// Whether the protocol is one that `StreamWriter.drain()` stands on: that asks the transport whether it is
-/// closing, and tells nothing else to it.
-pub fn isAskedByDrain(state: *const State, protocol: ?*Object) py.Error!bool {
+/// Before the transport, of a stream or of TLS over one, says whether it is closing. That is all that
+/// `StreamWriter.drain()` asks of it, if the protocol is one of those that drain() stands on.
+pub fn settleForDrain(asked: anytype, self: *Fields) py.Error!void {
+    if (self.dirty and (asked.delivery == .reader or try isDrained(self.loop.state, asked.protocol))) try settle(self);
+}
+
+fn isDrained(state: *const State, protocol: ?*Object) py.Error!bool {
     const answer = c.PyObject_IsInstance(protocol orelse return false, state.flow_control_mixin);
     if (answer < 0) return error.Python;
     return answer == 1;
@@ -246,6 +250,7 @@ fn send(self: *Fields) py.Error!void {
         try tls_write.sendNow(above);
     }
     if (self.queue.isEmpty()) return;
+    if (!self.ownsNumber()) return sendFailed(self, .BADF);
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .done => {},
         .would_block => if (!self.loop.closed) try armWrite(self),
@@ -255,6 +260,7 @@ fn send(self: *Fields) py.Error!void {
 
 /// Sends bytes that stay the caller's; what the kernel refuses is copied and queued.
 pub fn sendBorrowed(self: *Fields, bytes: []const u8) py.Error!void {
+    if (!self.ownsNumber()) return sendFailed(self, .BADF);
     var rest = bytes;
     if (self.queue.isEmpty()) switch (core.sys.send(self.fd(), bytes)) {
         .done => |count| rest = bytes[count..],
@@ -314,6 +320,7 @@ pub fn ready(self: *Fields) py.Error!void {
 
 fn sendQueued(self: *Fields) py.Error!void {
     if (self.conn_lost > 0) return;
+    if (!self.ownsNumber()) return sendFailed(self, .BADF);
     switch (self.queue.flush(&self.loop.write_pool, gpa, self.fd(), core.sys.send, core.sys.sendv)) {
         .failed => |code| return sendFailed(self, code),
         .done, .would_block => {},
@@ -335,7 +342,7 @@ fn sendQueued(self: *Fields) py.Error!void {
 /// asyncio lets the error of this call go to the exception handler; a peer that has gone makes the
 /// next read say so anyway.
 fn shutdownWrite(self: *Fields) void {
-    _ = core.sys.shutdownWrite(self.fd());
+    if (self.ownsNumber()) _ = core.sys.shutdownWrite(self.fd());
 }
 
 fn maybePause(self: *Fields) py.Error!void {
@@ -357,6 +364,7 @@ fn writeEof(object: *Object) py.Error!*Object {
     self.eof_written = true;
     try settle(self);
     if (self.queue.isEmpty() and !self.closing) {
+        if (!self.ownsNumber()) return raise.errno(.BADF);
         if (core.sys.shutdownWrite(self.fd())) |code| return raise.errno(code);
     }
     return py.newNone();

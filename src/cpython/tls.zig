@@ -327,9 +327,7 @@ fn getExtra(object: *Object) py.Error!*Object {
 
 fn isClosing(object: *Object) py.Error!*Object {
     const self = of(object);
-    if (self.below()) |below| {
-        if (below.dirty and try stream_write.isAskedByDrain(self.loop.state, self.protocol)) try stream_write.settle(below);
-    }
+    if (self.below()) |below| try stream_write.settleForDrain(self, below);
     const closing_below = if (self.below()) |below| below.closing else false;
     return py.newBool(self.closed or closing_below);
 }
