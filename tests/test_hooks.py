@@ -134,6 +134,8 @@ def with_parameter(method, parameter):
     ("ours", "theirs", "method"), REPLACED, ids=[f"{ours.__name__}-{name}" for ours, _, name in REPLACED]
 )
 def test_a_new_parameter_of_asyncios_is_named(monkeypatch, ours, theirs, method, kind):
+    if method == "create_task" and sys.version_info[:2] == (3, 13):
+        pytest.skip("patch releases of 3.13 differ in it; the engine takes any keyword there")
     known = getattr(theirs, method)
     parameter = inspect.Parameter("flavour", getattr(inspect.Parameter, kind), default=None)
     monkeypatch.setattr(theirs, method, with_parameter(known, parameter))
