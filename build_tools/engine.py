@@ -104,6 +104,8 @@ def build(options: Options) -> Library:
             f"ZLOOP_BACKEND={options.backend} is a test for Linux; the target is {target.triple}"
         )
     interpreter = Interpreter.chosen()
+    if interpreter.gil_disabled and target.is_32_bit:
+        raise BuildError("there is no engine for a free-threaded interpreter on a 32-bit machine")
     name = f"_engine{target.library_suffix}"
     kind = "-".join(
         [options.mode, *["symbols"] * options.symbols, *[options.backend] * (options.backend != "native")]

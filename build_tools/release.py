@@ -91,10 +91,14 @@ def build_wheel(source: Path, dist: Path, tag: str, target: str) -> None:
     run(*command, cwd=source, env=environment(tag, target))
 
 
-def compare_with_another_build(dist: Path, tags: list[str], targets: list[str]) -> None:
+def is_supported(tag: str, target: str) -> bool:
+    return not (tag.endswith("t") and engine.targets.parse(target).is_32_bit)
+
+
+def compare_with_another_build(dist: Path, rows: list[tuple[str, str]]) -> None:
     """Built again from the source distribution, in another folder and without a cache, wheels are the same.
 
-    One of each system, and every interpreter at least once.
+    Enough of them to have each system and each interpreter at least once.
     """
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder, "dist")
@@ -102,9 +106,13 @@ def compare_with_another_build(dist: Path, tags: list[str], targets: list[str]) 
         with tarfile.open(sdist) as tar:
             tar.extractall(folder, filter="data")
         (source,) = (path for path in Path(folder).iterdir() if path.is_dir())
-        count = max(len(tags), len(targets))
-        rows = [(tags[i % len(tags)], targets[i % len(targets)]) for i in range(count)]
-        side_by_side(build_wheel, ((source, again, *row) for row in rows))
+        chosen: list[tuple[str, str]] = []
+        for tag, target in rows:
+            known = {name for row in chosen for name in row}
+            is_last = (tag, target) == [row for row in rows if row[0] == tag][-1]
+            if target not in known or (tag not in known and is_last):
+                chosen.append((tag, target))
+        side_by_side(build_wheel, ((source, again, *row) for row in chosen))
         wheels = sorted(again.glob("*.whl"))
         for wheel in wheels:
             if wheel.read_bytes() != (dist / wheel.name).read_bytes():
@@ -268,10 +276,11 @@ def main() -> int:
         shutil.rmtree(dist, ignore_errors=True)
         command = (sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", dist)
         run(*command, cwd=engine.ROOT)
-        side_by_side(build_wheel, ((engine.ROOT, dist, tag, target) for tag in tags for target in targets))
+        rows = [(tag, target) for tag in tags for target in targets if is_supported(tag, target)]
+        side_by_side(build_wheel, ((engine.ROOT, dist, *row) for row in rows))
         made = list(dist.glob("*.whl"))
         print(f"{len(made)} wheels, {sum(wheel.stat().st_size for wheel in made) / 1e6:.1f} MB")
-        compare_with_another_build(dist, tags, targets)
+        compare_with_another_build(dist, rows)
         check(dist)
         write_lists(dist)
     run_wheels(dist, options.python)

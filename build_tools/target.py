@@ -61,6 +61,10 @@ class Target:
         return self.platform_tag.startswith("macosx")
 
     @property
+    def is_32_bit(self) -> bool:
+        return self.triple.partition("-")[0] in HOST_MACHINES_32.values()
+
+    @property
     def is_musl(self) -> bool:
         return "-linux-musl" in self.triple
 

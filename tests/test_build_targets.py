@@ -165,6 +165,9 @@ def test_options_that_contradict_each_other_are_refused(engine, monkeypatch):
     monkeypatch.setenv("ZLOOP_FOR", "314t")
     with pytest.raises(engine.BuildError, match="ZLOOP_TARGET"):
         engine.Options.from_environment()
+    monkeypatch.setenv("ZLOOP_TARGET", "arm-linux-gnueabihf")
+    with pytest.raises(engine.BuildError, match="free-threaded"):
+        engine.build(engine.Options.from_environment())
     monkeypatch.setenv("ZLOOP_TARGET", "aarch64-macos")
     monkeypatch.setenv("ZLOOP_BACKEND", "kqueue-emulated")
     with pytest.raises(engine.BuildError, match="kqueue-emulated"):

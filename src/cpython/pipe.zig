@@ -30,7 +30,7 @@ const LoopFields = loop_type.Fields;
 
 /// asyncio.ReadTransport and asyncio.Transport, which its own write pipes derive from: the object header and
 /// one slot, `_extra`.
-pub const base_size = @sizeOf(c.PyObject) + 8;
+pub const base_size = @sizeOf(c.PyObject) + @sizeOf(usize);
 
 pub const Fields = struct {
     source: Source,

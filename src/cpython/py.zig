@@ -297,7 +297,7 @@ pub inline fn tupleSize(tuple: *Object) usize {
 }
 
 /// The items follow the header; since 3.14 with a cached hash between them.
-const tuple_items_offset = @sizeOf(c.PyVarObject) + if (config.py_minor >= 14) 8 else 0;
+const tuple_items_offset = @sizeOf(c.PyVarObject) + if (config.py_minor >= 14) @sizeOf(isize) else 0;
 
 pub inline fn tupleItemBorrowed(tuple: *Object, index: usize) *Object {
     const bytes: [*]u8 = @ptrCast(tuple);

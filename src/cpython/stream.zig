@@ -29,7 +29,7 @@ const Object = py.Object;
 const LoopFields = loop_type.Fields;
 
 /// asyncio.Transport: the object header and one slot, `_extra`.
-pub const base_size = @sizeOf(c.PyObject) + 8;
+pub const base_size = @sizeOf(c.PyObject) + @sizeOf(usize);
 
 pub const Fields = struct {
     source: Source,
