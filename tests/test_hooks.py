@@ -111,12 +111,15 @@ def with_parameter(method, parameter):
     """The method, seen to take one more parameter."""
     known = inspect.signature(method)
     parameters = list(known.parameters.values())
-    if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+    if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        behind = {
+            inspect.Parameter.VAR_POSITIONAL,
+            inspect.Parameter.KEYWORD_ONLY,
+            inspect.Parameter.VAR_KEYWORD,
+        }
+        parameters.insert(sum(each.kind not in behind for each in parameters), parameter)
+    elif parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
         parameters.insert(-1, parameter)
-    elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        optional = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL}
-        count = sum(each.kind not in optional for each in parameters)
-        parameters.insert(count, parameter)
     else:
         parameters.append(parameter)
 
@@ -134,8 +137,6 @@ def with_parameter(method, parameter):
     ("ours", "theirs", "method"), REPLACED, ids=[f"{ours.__name__}-{name}" for ours, _, name in REPLACED]
 )
 def test_a_new_parameter_of_asyncios_is_named(monkeypatch, ours, theirs, method, kind):
-    if method == "create_task" and sys.version_info[:2] == (3, 13):
-        pytest.skip("patch releases of 3.13 differ in it; the engine takes any keyword there")
     known = getattr(theirs, method)
     parameter = inspect.Parameter("flavour", getattr(inspect.Parameter, kind), default=None)
     monkeypatch.setattr(theirs, method, with_parameter(known, parameter))

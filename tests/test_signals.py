@@ -342,7 +342,6 @@ def test_a_signal_is_seen_between_turns(loop):
     assert order == ["handler", "next turn"]
 
 
-@pytest.mark.skipif(sys.maxsize < 2**32, reason="with 32 bits the interpreter is asked once a turn")
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="the interpreter is asked once a turn")
 def test_a_signal_is_seen_between_callbacks_of_a_turn(loop):
     order: list[str] = []

@@ -327,9 +327,8 @@ def _refused(ours: type, theirs: type, method: str) -> Iterator[str]:
         # A native type's own `__init__` has no signature, and asyncio's is behind it.
         if method in vars(cls) and (method != "__init__" or isinstance(vars(cls)[method], FunctionType))
     ]
-    if not chain:
-        return
-    for index, parameter in enumerate(_parameters(getattr(theirs, method))):
+    wanted = _parameters(getattr(theirs, method)) if chain else []
+    for index, parameter in enumerate(wanted):
         if not _takes(chain, index, parameter):
             yield parameter.name
 
@@ -374,9 +373,8 @@ def adapt() -> None:
 
     found = differences()
     unknown: dict[str, set[str]] = {}
-    for difference in found:
-        if difference.ours is Loop:
-            unknown.setdefault(difference.method, set()).add(difference.parameter)
+    for difference in (each for each in found if each.ours is Loop):
+        unknown.setdefault(difference.method, set()).add(difference.parameter)
     for method, names in unknown.items():
         theirs = inspect.signature(getattr(unix_events._UnixSelectorEventLoop, method))
         setattr(Loop, method, _dropping(names, getattr(Loop, method), theirs))

@@ -146,8 +146,8 @@ def _swap_current_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] 
     """Makes *task* the running loop's current one; what was it before."""
     if sys.version_info >= (3, 12):  # pragma: >=3.12 cover
         return tasks._swap_current_task(loop, task)
-    # pragma: <3.12 cover
-    before = tasks._current_tasks.pop(loop, None)
-    if task is not None:
-        tasks._current_tasks[loop] = task
-    return before
+    else:  # pragma: <3.12 cover  # noqa: RET505 (a block for each version)
+        before = tasks._current_tasks.pop(loop, None)
+        if task is not None:
+            tasks._current_tasks[loop] = task
+        return before
