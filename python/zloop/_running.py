@@ -145,6 +145,9 @@ class _Done:
 def _swap_current_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> Any:
     """Makes *task* the running loop's current one; what was it before."""
     if sys.version_info >= (3, 12):  # pragma: >=3.12 cover
+        if task is None and tasks.current_task(loop) is None:
+            # The function in Python, which nest_asyncio puts in the place of the one in C, fails then.
+            return None
         return tasks._swap_current_task(loop, task)
     else:  # pragma: <3.12 cover  # noqa: RET505 (a block for each version)
         before = tasks._current_tasks.pop(loop, None)
